@@ -1,0 +1,20 @@
+//! Types of the Agent Sandbox Operator. No I/O, and no dependency on any other crate of the project.
+//!
+//! * [`sandbox`] and [`policy`]: the two custom resources of group `agentsandbox.dev`, version `v1alpha1`.
+//! * [`condition`]: the condition types and reasons that stand in their status.
+//! * [`run`]: what operator, recorder and supervisor exchange: the run spec and the completion record.
+//! * [`isolation`]: how the isolation level that really holds is told from what was observed.
+//! * [`names`]: labels, annotations, finalizers, paths and environment names that the project owns.
+
+#[cfg(feature = "crd")]
+pub mod condition;
+pub mod isolation;
+pub mod names;
+#[cfg(feature = "crd")]
+pub mod policy;
+pub mod reason;
+pub mod run;
+#[cfg(feature = "crd")]
+pub mod sandbox;
+#[cfg(feature = "crd")]
+mod schema;
