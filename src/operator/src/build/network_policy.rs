@@ -1,0 +1,153 @@
+//! Network policies: one per namespace that denies everything to every sandbox pod, and one per `SandboxPolicy`.
+
+use std::collections::BTreeMap;
+
+use agentsandbox_api::names;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+};
+
+/// Denies all traffic, both ways, to every sandbox pod of the namespace.
+///
+/// It selects by the existence of the sandbox label, so it holds for pods of every policy, and for those of a
+/// policy that was deleted; for the same reason nothing owns it.
+#[must_use]
+pub fn deny_all(namespace: &str) -> NetworkPolicy {
+    NetworkPolicy {
+        metadata: metadata(namespace, names::DENY_ALL_NETWORK_POLICY.to_owned(), None),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector {
+                match_expressions: Some(vec![LabelSelectorRequirement {
+                    key: names::LABEL_SANDBOX.to_owned(),
+                    operator: "Exists".to_owned(),
+                    values: None,
+                }]),
+                match_labels: None,
+            }),
+            ..deny_both_ways()
+        }),
+    }
+}
+
+/// What the pods of one policy may reach beyond the namespace-wide deny: nothing, as no gateway exists yet. The
+/// label is the policy's plain name, so that anybody can see which pods it selects.
+#[must_use]
+pub fn for_policy(namespace: &str, policy: &str, owner: OwnerReference) -> NetworkPolicy {
+    NetworkPolicy {
+        metadata: metadata(namespace, policy_name(policy), Some(owner)),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector {
+                match_labels: Some(BTreeMap::from([(names::LABEL_POLICY.to_owned(), policy.to_owned())])),
+                match_expressions: None,
+            }),
+            ..deny_both_ways()
+        }),
+    }
+}
+
+/// Name of a policy's own `NetworkPolicy`.
+#[must_use]
+pub fn policy_name(policy: &str) -> String {
+    format!("{}{policy}", names::NETWORK_POLICY_PREFIX)
+}
+
+/// Whether `live` says just what `built` says.
+#[must_use]
+pub fn stands(live: &NetworkPolicy, built: &NetworkPolicy) -> bool {
+    let (Some(live), Some(built)) = (&live.spec, &built.spec) else { return false };
+    let none = |rules: usize| rules == 0;
+    live.pod_selector == built.pod_selector
+        && live.policy_types == built.policy_types
+        && none(live.ingress.as_ref().map_or(0, Vec::len))
+        && none(live.egress.as_ref().map_or(0, Vec::len))
+}
+
+/// Whether a policy that is not ours adds traffic to pods with these labels: policies add up, so any rule of
+/// another policy that selects our pods opens what ours close.
+#[must_use]
+pub fn widens(policy: &NetworkPolicy, pod_labels: &BTreeMap<String, String>) -> bool {
+    let Some(spec) = &policy.spec else { return false };
+    let has_rules = spec.ingress.as_ref().is_some_and(|rules| !rules.is_empty())
+        || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+    has_rules && spec.pod_selector.as_ref().is_none_or(|selector| selects(selector, pod_labels))
+}
+
+fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let by_expressions = selector.match_expressions.iter().flatten().all(|requirement| {
+        let have = labels.get(&requirement.key);
+        let listed = || have.is_some_and(|value| requirement.values.iter().flatten().any(|v| v == value));
+        match requirement.operator.as_str() {
+            "In" => listed(),
+            "NotIn" => !listed(),
+            "Exists" => have.is_some(),
+            "DoesNotExist" => have.is_none(),
+            // An operator of a newer API: assume that it selects.
+            _ => true,
+        }
+    });
+    by_labels && by_expressions
+}
+
+fn deny_both_ways() -> NetworkPolicySpec {
+    NetworkPolicySpec {
+        policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+        ..NetworkPolicySpec::default()
+    }
+}
+
+fn metadata(namespace: &str, name: String, owner: Option<OwnerReference>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(namespace.to_owned()),
+        labels: Some(BTreeMap::from([(names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned())])),
+        owner_references: owner.map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn labels() -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (names::LABEL_SANDBOX.to_owned(), "job".to_owned()),
+            (names::LABEL_POLICY.to_owned(), "default".to_owned()),
+        ])
+    }
+
+    fn policy(spec: serde_json::Value) -> NetworkPolicy {
+        serde_json::from_value(json!({"metadata": {"name": "foreign"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_foreign_policy_widens_only_if_it_selects_our_pods_and_allows_something() {
+        let table = [
+            (json!({"podSelector": {}, "egress": [{}]}), true),
+            (json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}), true),
+            (json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}), false),
+            (json!({"podSelector": {"matchLabels": {"app": "web"}}, "egress": [{}]}), false),
+            (json!({"podSelector": {"matchLabels": {names::LABEL_POLICY: "default"}}, "egress": [{}]}), true),
+            (json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, "egress": [{}]}), true),
+            (json!({"podSelector": {"matchExpressions": [{"key": names::LABEL_SANDBOX, "operator": "NotIn", "values": ["job"]}]}, "egress": [{}]}), false),
+        ];
+        for (spec, expected) in table {
+            assert_eq!(widens(&policy(spec.clone()), &labels()), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn an_altered_copy_of_ours_does_not_stand() {
+        let built = deny_all("ns");
+        let mut live = built.clone();
+        assert!(stands(&live, &built));
+        live.spec.as_mut().unwrap().policy_types = Some(vec!["Ingress".into()]);
+        assert!(!stands(&live, &built));
+        let mut opened = built.clone();
+        opened.spec.as_mut().unwrap().egress = Some(vec![Default::default()]);
+        assert!(!stands(&opened, &built));
+    }
+}

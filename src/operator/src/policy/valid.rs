@@ -1,0 +1,362 @@
+//! From a `SandboxPolicy` as written to one that can be enforced.
+
+use std::collections::BTreeMap;
+
+use agentsandbox_api::isolation::IsolationLevel;
+use agentsandbox_api::policy::{Ceilings, Cleanup, PullPolicy, SandboxPolicySpec};
+use agentsandbox_api::sandbox::Quantity;
+use k8s_openapi::api::core::v1::Toleration;
+
+use crate::config::Config;
+use crate::{image, quantity};
+
+/// A policy of which every field can be enforced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidPolicy {
+    /// Runtime class of the pods.
+    pub runtime_class: String,
+    /// The weakest level under which a command may start.
+    pub minimum: IsolationLevel,
+    /// Whether commands run as user 0.
+    pub as_root: bool,
+    /// Allowed image repositories; any, if empty.
+    pub images: Vec<String>,
+    /// Whether images must be named by digest.
+    pub require_digest: bool,
+    /// Pull secrets of the kubelet's.
+    pub pull_secrets: Vec<String>,
+    /// When the kubelet pulls.
+    pub pull_policy: PullPolicy,
+    /// Node labels to select by.
+    pub node_selector: BTreeMap<String, String>,
+    /// Tolerated taints.
+    pub tolerations: Vec<Toleration>,
+    /// Priority class.
+    pub priority_class: Option<String>,
+    /// What is filled in where a sandbox is silent.
+    pub defaults: Figures,
+    /// The most a sandbox may ask for.
+    pub maximum: Figures,
+    /// Longest TTL a sandbox may ask for, in seconds.
+    pub maximum_ttl_seconds: i64,
+    /// Model tokens, requests and steps a sandbox may be given; none if `None`.
+    pub maximum_budgets: Budgets,
+    /// Claims a sandbox may name.
+    pub claims: Vec<String>,
+    /// Whether two live runs may use one claim.
+    pub claims_shared: bool,
+    /// Clean-up rules.
+    pub cleanup: Cleanup,
+}
+
+/// Figures of one sandbox, all known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Bytes of disk.
+    pub disk_bytes: u64,
+    /// Processes and threads.
+    pub processes: u32,
+    /// Wall-clock seconds.
+    pub runtime_seconds: u32,
+}
+
+/// Ceilings on what only a gateway or a session can spend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budgets {
+    /// Model tokens.
+    pub tokens: Option<i64>,
+    /// Model requests.
+    pub model_requests: Option<i64>,
+    /// Steps.
+    pub steps: Option<i64>,
+}
+
+/// What holds where neither a sandbox nor its policy says anything.
+pub const BUILT_IN_DEFAULTS: Figures = Figures {
+    cpu_millis: 1_000,
+    memory_bytes: 512 << 20,
+    disk_bytes: 1 << 30,
+    processes: 256,
+    runtime_seconds: 600,
+};
+
+/// The most a sandbox may ask for where its policy does not say.
+pub const BUILT_IN_MAXIMUM: Figures = Figures {
+    cpu_millis: 2_000,
+    memory_bytes: 2 << 30,
+    disk_bytes: 4 << 30,
+    processes: 1_024,
+    runtime_seconds: 3_600,
+};
+
+/// The longest TTL a sandbox may ask for where its policy does not say: seven days, in seconds.
+pub const BUILT_IN_MAXIMUM_TTL_SECONDS: i64 = 7 * 86_400;
+
+/// Why a policy can't be enforced: every problem, in the order of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyProblems {
+    /// Fields that are wrong or contradict each other.
+    pub invalid: Vec<String>,
+    /// Fields that ask for what this version can't enforce.
+    pub unsupported: Vec<String>,
+}
+
+impl PolicyProblems {
+    fn is_empty(&self) -> bool {
+        self.invalid.is_empty() && self.unsupported.is_empty()
+    }
+
+    /// All problems as one sentence.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let mut all = self.invalid.clone();
+        all.extend(self.unsupported.iter().cloned());
+        all.join("; ")
+    }
+}
+
+/// Checks a policy against the operator's configuration, which stands above it.
+pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy, PolicyProblems> {
+    let mut problems = PolicyProblems::default();
+    let runtime_class =
+        spec.isolation.runtime_class_name.clone().unwrap_or_else(|| config.default_runtime_class.clone());
+    check_isolation(spec, &runtime_class, config, &mut problems);
+    check_images(spec, &mut problems);
+    check_scheduling(spec, config, &mut problems);
+    check_unsupported(spec, &mut problems);
+
+    let maximum = figures(spec.maximum.as_ref(), BUILT_IN_MAXIMUM, "spec.maximum", &mut problems);
+    let defaults = figures(
+        spec.defaults.as_ref(),
+        BUILT_IN_DEFAULTS.at_most(&maximum),
+        "spec.defaults",
+        &mut problems,
+    );
+    for (field, default, most) in defaults.beside(&maximum) {
+        if default > most {
+            problems.invalid.push(format!("spec.defaults.{field} ({default}) is above spec.maximum.{field} ({most})"));
+        }
+    }
+    for (field, quantity) in [
+        ("cpu", spec.quota.as_ref().and_then(|quota| quota.cpu.as_ref())),
+        ("memory", spec.quota.as_ref().and_then(|quota| quota.memory.as_ref())),
+        ("ephemeralStorage", spec.quota.as_ref().and_then(|quota| quota.ephemeral_storage.as_ref())),
+    ] {
+        if let Some(Err(error)) = quantity.map(quantity::bytes) {
+            problems.invalid.push(format!("spec.quota.{field}: {error}"));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let images = spec.images.clone().unwrap_or_default();
+    let scheduling = spec.scheduling.clone().unwrap_or_default();
+    let workspace = spec.workspace.clone().unwrap_or_default();
+    let budgets = spec.maximum.as_ref().and_then(|maximum| maximum.limits.clone()).unwrap_or_default();
+    Ok(ValidPolicy {
+        runtime_class,
+        minimum: spec.isolation.minimum,
+        as_root: spec.isolation.allow_root,
+        images: images.allow,
+        require_digest: images.require_digest,
+        pull_secrets: images.pull_secrets,
+        pull_policy: images.pull_policy,
+        node_selector: scheduling.node_selector,
+        tolerations: scheduling.tolerations,
+        priority_class: scheduling.priority_class_name,
+        defaults,
+        maximum,
+        maximum_ttl_seconds: spec
+            .maximum
+            .as_ref()
+            .and_then(|maximum| maximum.ttl_seconds_after_finished)
+            .unwrap_or(BUILT_IN_MAXIMUM_TTL_SECONDS),
+        maximum_budgets: Budgets {
+            tokens: budgets.tokens,
+            model_requests: budgets.model_requests,
+            steps: budgets.steps,
+        },
+        claims: workspace.persistent_volume_claims,
+        claims_shared: workspace.shared,
+        cleanup: spec.cleanup.clone(),
+    })
+}
+
+fn check_isolation(spec: &SandboxPolicySpec, class: &str, config: &Config, problems: &mut PolicyProblems) {
+    let isolation = &spec.isolation;
+    if !config.allowed_runtime_classes.is_empty() && !config.allowed_runtime_classes.iter().any(|c| c == class) {
+        problems.invalid.push(format!(
+            "spec.isolation.runtimeClassName {class} is not one of those the operator allows ({})",
+            config.allowed_runtime_classes.join(", ")
+        ));
+    }
+    if isolation.minimum < config.isolation_floor {
+        problems.invalid.push(format!(
+            "spec.isolation.minimum {} is below the operator's floor, {}",
+            isolation.minimum, config.isolation_floor
+        ));
+    }
+    if isolation.allow_root && !config.allow_root {
+        problems.invalid.push("spec.isolation.allowRoot is not allowed by the operator's configuration".to_owned());
+    }
+    if isolation.allow_root && isolation.minimum != IsolationLevel::MicroVM {
+        problems.invalid.push(
+            "spec.isolation.allowRoot needs minimum MicroVM: on a shared kernel the process limit does not bind root"
+                .to_owned(),
+        );
+    }
+}
+
+fn check_images(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
+    for pattern in spec.images.iter().flat_map(|images| &images.allow) {
+        if !image::is_pattern(pattern) {
+            problems.invalid.push(format!(
+                "spec.images.allow {pattern:?} is not a repository (registry/path, without wildcards or digest)"
+            ));
+        }
+    }
+}
+
+fn check_scheduling(spec: &SandboxPolicySpec, config: &Config, problems: &mut PolicyProblems) {
+    let Some(scheduling) = &spec.scheduling else { return };
+    for key in scheduling.node_selector.keys() {
+        if !config.allowed_node_selector_keys.contains(key) {
+            problems.invalid.push(format!("spec.scheduling.nodeSelector {key} is not allowed by the operator's configuration"));
+        }
+    }
+    for toleration in &scheduling.tolerations {
+        let key = toleration.key.as_deref().unwrap_or("");
+        if !config.allowed_toleration_keys.iter().any(|allowed| allowed == key) {
+            problems.invalid.push(format!("spec.scheduling.tolerations {key:?} is not allowed by the operator's configuration"));
+        }
+    }
+    if let Some(class) = &scheduling.priority_class_name
+        && !config.allowed_priority_classes.contains(class)
+    {
+        problems.invalid.push(format!("spec.scheduling.priorityClassName {class} is not allowed by the operator's configuration"));
+    }
+}
+
+/// What has its place in the API and no enforcement yet is refused, never ignored.
+fn check_unsupported(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
+    if spec.egress.as_ref().is_some_and(|egress| !egress.allow.is_empty()) {
+        problems.unsupported.push("spec.egress.allow needs the egress gateway, which this version does not have".to_owned());
+    }
+    if !spec.models.is_empty() {
+        problems.unsupported.push("spec.models needs the egress gateway, which this version does not have".to_owned());
+    }
+    if spec.audit.as_ref().is_some_and(|audit| {
+        audit.require.commands || audit.require.files || audit.require.network
+    }) {
+        problems.unsupported.push("spec.audit.require: this version captures no commands, files or connections".to_owned());
+    }
+}
+
+fn figures(ceilings: Option<&Ceilings>, otherwise: Figures, path: &str, problems: &mut PolicyProblems) -> Figures {
+    let resources = ceilings.and_then(|ceilings| ceilings.resources.clone()).unwrap_or_default();
+    let runtime = ceilings.and_then(|ceilings| ceilings.limits.as_ref()).and_then(|limits| limits.runtime_seconds);
+    let mut read = |field: &str,
+                    given: Option<&Quantity>,
+                    parse: fn(&Quantity) -> Result<u64, quantity::BadQuantity>,
+                    otherwise: u64| match given.map(parse) {
+        None => otherwise,
+        Some(Ok(value)) => value,
+        Some(Err(error)) => {
+            problems.invalid.push(format!("{path}.resources.{field}: {error}"));
+            otherwise
+        }
+    };
+    Figures {
+        cpu_millis: read("cpu", resources.cpu.as_ref(), quantity::cpu_millis, otherwise.cpu_millis),
+        memory_bytes: read("memory", resources.memory.as_ref(), quantity::bytes, otherwise.memory_bytes),
+        disk_bytes: read("ephemeralStorage", resources.ephemeral_storage.as_ref(), quantity::bytes, otherwise.disk_bytes),
+        processes: resources.processes.and_then(|n| u32::try_from(n).ok()).unwrap_or(otherwise.processes),
+        runtime_seconds: runtime.and_then(|n| u32::try_from(n).ok()).unwrap_or(otherwise.runtime_seconds),
+    }
+}
+
+impl Figures {
+    fn at_most(&self, most: &Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.min(most.cpu_millis),
+            memory_bytes: self.memory_bytes.min(most.memory_bytes),
+            disk_bytes: self.disk_bytes.min(most.disk_bytes),
+            processes: self.processes.min(most.processes),
+            runtime_seconds: self.runtime_seconds.min(most.runtime_seconds),
+        }
+    }
+
+    /// Each figure beside another's, with its field in the API.
+    #[must_use]
+    pub fn beside(&self, other: &Self) -> [(&'static str, u64, u64); 5] {
+        [
+            ("resources.cpu", self.cpu_millis, other.cpu_millis),
+            ("resources.memory", self.memory_bytes, other.memory_bytes),
+            ("resources.ephemeralStorage", self.disk_bytes, other.disk_bytes),
+            ("resources.processes", self.processes.into(), other.processes.into()),
+            ("limits.runtimeSeconds", self.runtime_seconds.into(), other.runtime_seconds.into()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::config;
+    use serde_json::json;
+
+    fn spec(value: serde_json::Value) -> SandboxPolicySpec {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn an_empty_policy_is_the_strictest() {
+        let policy = validate(&spec(json!({})), &config()).unwrap();
+        assert_eq!(policy.minimum, IsolationLevel::MicroVM);
+        assert_eq!(policy.maximum, BUILT_IN_MAXIMUM);
+        assert_eq!(policy.defaults, BUILT_IN_DEFAULTS);
+        assert!(!policy.as_root);
+    }
+
+    #[test]
+    fn built_in_defaults_give_way_to_a_lower_maximum() {
+        let policy = validate(&spec(json!({"maximum": {"resources": {"memory": "64Mi"}}})), &config()).unwrap();
+        assert_eq!(policy.defaults.memory_bytes, 64 << 20);
+    }
+
+    #[test]
+    fn every_problem_is_named() {
+        let problems = validate(
+            &spec(json!({
+                "isolation": {"minimum": "Container", "allowRoot": true},
+                "images": {"allow": ["reg.io/*"]},
+                "scheduling": {"nodeSelector": {"pool": "a"}, "priorityClassName": "high"},
+                "defaults": {"resources": {"cpu": "8"}},
+                "egress": {"allow": [{"host": "example.org"}]},
+                "models": [{"provider": "OpenAI", "host": "api.example.org"}],
+                "audit": {"require": {"commands": true}},
+            })),
+            &config(),
+        )
+        .unwrap_err();
+        let all = problems.message();
+        for part in [
+            "spec.isolation.allowRoot is not allowed",
+            "spec.isolation.allowRoot needs minimum MicroVM",
+            "spec.images.allow",
+            "nodeSelector pool",
+            "priorityClassName high",
+            "spec.defaults.resources.cpu (8000) is above spec.maximum.resources.cpu (2000)",
+            "spec.egress.allow",
+            "spec.models",
+            "spec.audit.require",
+        ] {
+            assert!(all.contains(part), "{part} missing in {all}");
+        }
+        assert_eq!(problems.unsupported.len(), 3);
+    }
+}

@@ -1,0 +1,99 @@
+//! Kubernetes quantities as whole numbers.
+
+use agentsandbox_api::sandbox::Quantity;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as KubeQuantity;
+use kube_quantity::ParsedQuantity;
+
+/// A text that is not a usable quantity.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not a Kubernetes quantity above 0")]
+pub struct BadQuantity(String);
+
+/// Thousandths of a CPU.
+pub fn cpu_millis(quantity: &Quantity) -> Result<u64, BadQuantity> {
+    let parsed = parse(quantity)?;
+    whole(&(parsed * 1000), quantity)
+}
+
+/// Bytes.
+pub fn bytes(quantity: &Quantity) -> Result<u64, BadQuantity> {
+    whole(&parse(quantity)?, quantity)
+}
+
+/// Whether two texts are the same amount: the API server rewrites what it is given (`1000m` to `1`).
+#[must_use]
+pub fn same_amount(one: &str, other: &str) -> bool {
+    match (ParsedQuantity::try_from(one), ParsedQuantity::try_from(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
+}
+
+/// Compares two quantities of the API server's; `None` if one can't be read.
+#[must_use]
+pub fn compare(one: &KubeQuantity, other: &KubeQuantity) -> Option<std::cmp::Ordering> {
+    let (one, other) = (ParsedQuantity::try_from(one).ok()?, ParsedQuantity::try_from(other).ok()?);
+    one.partial_cmp(&other)
+}
+
+/// The sum of two quantities of the API server's; `None` if one can't be read.
+#[must_use]
+pub fn sum(one: &KubeQuantity, other: &KubeQuantity) -> Option<KubeQuantity> {
+    let (one, other) = (ParsedQuantity::try_from(one).ok()?, ParsedQuantity::try_from(other).ok()?);
+    Some((one + other).into())
+}
+
+/// CPUs in the API server's form.
+#[must_use]
+pub fn from_millis(millis: u64) -> KubeQuantity {
+    KubeQuantity(format!("{millis}m"))
+}
+
+/// Bytes in the API server's form.
+#[must_use]
+pub fn from_bytes(bytes: u64) -> KubeQuantity {
+    KubeQuantity(bytes.to_string())
+}
+
+fn parse(quantity: &Quantity) -> Result<ParsedQuantity, BadQuantity> {
+    ParsedQuantity::try_from(quantity.0.as_str()).map_err(|_| BadQuantity(quantity.0.clone()))
+}
+
+fn whole(parsed: &ParsedQuantity, quantity: &Quantity) -> Result<u64, BadQuantity> {
+    match parsed.to_bytes_f64() {
+        // Above 2^63 nothing is a size; the API server keeps quantities as 64-bit numbers too.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bounded just here
+        Some(value) if value > 0.0 && value < 9.2e18 => Ok(value.ceil() as u64),
+        _ => Err(BadQuantity(quantity.0.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_and_bytes_are_read_in_every_usual_form() {
+        for (text, millis) in [("500m", 500), ("2", 2000), ("0.25", 250), ("1500m", 1500)] {
+            assert_eq!(cpu_millis(&text.into()), Ok(millis), "{text}");
+        }
+        for (text, size) in [("512Mi", 512 << 20), ("1Gi", 1 << 30), ("1G", 1_000_000_000), ("4096", 4096)] {
+            assert_eq!(bytes(&text.into()), Ok(size), "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_zero_and_negatives_are_refused() {
+        for text in ["", "much", "0", "-1Gi", "1Zi", "99999999999999999999999"] {
+            assert!(bytes(&text.into()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_compared_by_value() {
+        assert!(same_amount("1000m", "1"));
+        assert!(same_amount("1073741824", "1Gi"));
+        assert!(!same_amount("1G", "1Gi"));
+        assert!(!same_amount("x", "x"));
+    }
+}
