@@ -20,8 +20,10 @@ pub const LABEL_USABLE: &str = "agentsandbox.dev/usable-by-sandboxes";
 pub const FINALIZER_RESULT: &str = "agentsandbox.dev/result";
 /// Annotation of the pod: the run it belongs to.
 pub const ANNOTATION_RUN: &str = "agentsandbox.dev/run-id";
-/// Annotation of a generated object: hash of what was built, to tell ours from altered.
-pub const ANNOTATION_SPEC_HASH: &str = "agentsandbox.dev/spec-hash";
+/// Annotation of the pod: the reason for which the operator ended the run, so that a restarted operator knows.
+pub const ANNOTATION_CAUSE: &str = "agentsandbox.dev/ended-because";
+/// Annotation of the pod: the message that belongs to [`ANNOTATION_CAUSE`].
+pub const ANNOTATION_CAUSE_MESSAGE: &str = "agentsandbox.dev/ended-message";
 
 /// Name of the `NetworkPolicy` that denies everything, both ways, to every sandbox pod of a namespace.
 pub const DENY_ALL_NETWORK_POLICY: &str = "agentsandbox-deny-all";

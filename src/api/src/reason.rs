@@ -102,6 +102,14 @@ impl Reason {
     }
 }
 
+impl std::str::FromStr for Reason {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| ())
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

@@ -1,0 +1,294 @@
+//! The controller of `SandboxPolicy`: network policies first, then the quota, then status.
+
+pub mod valid;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentsandbox_api::condition::{reasons, types};
+use agentsandbox_api::names;
+use agentsandbox_api::policy::{SandboxCounts, SandboxPolicy, SandboxPolicyStatus};
+use agentsandbox_api::sandbox::{AgentSandbox, Phase};
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action as Requeue};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Resource, ResourceExt};
+use tracing::{debug, instrument, warn};
+
+use crate::build::{network_policy, resource_quota};
+use crate::conditions::{self, Say};
+use crate::context::{Context, RequestError};
+use crate::jitter::jittered;
+use crate::sandbox::decide::is_gitops_tracked;
+use crate::sandbox::status::is_finished;
+
+/// How often the counts of sandboxes are brought up to date at most: they must not cost writes per run.
+const COUNT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Runs the controller until it is told to stop.
+pub async fn controller(
+    context: Arc<Context>,
+    policies: BoxStream<'static, SandboxPolicy>,
+    related: UnboundedReceiver<ObjectRef<SandboxPolicy>>,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let store = context.policies.clone();
+    // Many sandboxes end at once; one look at their policy serves them all.
+    let config = controller::Config::default().concurrency(4).debounce(Duration::from_millis(50));
+    Controller::for_stream(policies.map(Ok), store)
+        .reconcile_on(related)
+        .with_config(config)
+        .graceful_shutdown_on(stop)
+        .run(reconcile, retry, context)
+        .for_each(|result| {
+            if let Err(error) = result {
+                debug!(%error, "policy controller");
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+#[allow(clippy::needless_pass_by_value)] // the signature is kube's
+fn retry(_: Arc<SandboxPolicy>, error: &RequestError, _: Arc<Context>) -> Requeue {
+    if !error.is_conflict() {
+        warn!(%error, "trying again");
+    }
+    Requeue::requeue(jittered(Duration::from_secs(2)))
+}
+
+#[instrument(skip_all, fields(policy = %policy.name_any(), namespace = policy.namespace()))]
+async fn reconcile(policy: Arc<SandboxPolicy>, context: Arc<Context>) -> Result<Requeue, RequestError> {
+    let measured = context.metrics.reconcile("SandboxPolicy");
+    let result = run_once(&policy, &context).await;
+    match &result {
+        Ok(_) => measured.ok(),
+        Err(error) => measured.error(if error.is_conflict() { "conflict" } else { "request" }),
+    }
+    result
+}
+
+async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, RequestError> {
+    if policy.metadata.deletion_timestamp.is_some() {
+        return Ok(Requeue::await_change());
+    }
+    let namespace = policy.namespace().unwrap_or_default();
+    let name = policy.name_any();
+    let owner = owner_reference(policy);
+    apply_network_policy(&network_policy::deny_all(&namespace), context).await?;
+    apply_network_policy(&network_policy::for_policy(&namespace, &name, owner.clone()), context).await?;
+    let overlap = overlapping_quota(policy, context);
+    apply_quota(policy, overlap.is_none(), owner, context).await?;
+    prune_finished(policy, context).await?;
+
+    let now = Timestamp::now();
+    let mut status = policy.status.clone().unwrap_or_default();
+    compose(&mut status, policy, overlap.as_deref(), context, now);
+    report(policy, &status, context).await?;
+    Ok(Requeue::requeue(jittered(COUNT_INTERVAL)))
+}
+
+/// The policy as owner of what it needs; the garbage collector removes all of that with it.
+#[must_use]
+pub fn owner_reference(policy: &SandboxPolicy) -> OwnerReference {
+    OwnerReference { block_owner_deletion: Some(false), ..policy.controller_owner_ref(&()).unwrap_or_default() }
+}
+
+/// Why a policy keeps its sandboxes from starting although its fields are valid: a quota that can't be kept apart.
+#[must_use]
+pub fn blocked(policy: &SandboxPolicy) -> Option<String> {
+    let status = policy.status.as_ref()?;
+    let quota = conditions::find(&status.conditions, types::QUOTA_READY)?;
+    let current = quota.observed_generation == policy.metadata.generation;
+    (current && quota.status == "False").then(|| quota.message.clone())
+}
+
+fn compose(
+    status: &mut SandboxPolicyStatus,
+    policy: &SandboxPolicy,
+    overlap: Option<&str>,
+    context: &Context,
+    now: Timestamp,
+) {
+    let generation = policy.metadata.generation;
+    let mut say = |type_: &str, say: &Say<'_>| conditions::set(&mut status.conditions, type_, say, generation, now);
+    say(types::NETWORK_READY, &Say::yes(reasons::IN_FORCE, "sandbox pods of this namespace are denied all traffic"));
+    let has_quota = policy.spec.quota.is_some();
+    let overlap_message = overlap.map(|other| {
+        format!("SandboxPolicy {other} of this namespace has a quota already, and a ResourceQuota can't tell the pods of two policies apart: give this policy a namespace of its own, or no quota")
+    });
+    match &overlap_message {
+        Some(message) => say(types::QUOTA_READY, &Say::no(reasons::QUOTA_OVERLAPS, message)),
+        None if has_quota => say(types::QUOTA_READY, &Say::yes(reasons::IN_FORCE, "a ResourceQuota counts every sandbox of this namespace")),
+        None => say(types::QUOTA_READY, &Say::yes(reasons::NOT_REQUESTED, "the policy sets no quota")),
+    }
+    let problems = valid::validate(&policy.spec, &context.config).err().unwrap_or_default();
+    let unsupported = problems.unsupported.join("; ");
+    if unsupported.is_empty() {
+        say(types::GATEWAY_READY, &Say::yes(reasons::NOT_REQUESTED, "the policy allows no egress, so no gateway is needed"));
+    } else {
+        say(types::GATEWAY_READY, &Say::no(reasons::NOT_SUPPORTED, &unsupported));
+    }
+    let message = problems.message();
+    if !problems.invalid.is_empty() {
+        say(types::READY, &Say::no(reasons::INVALID, &message));
+    } else if !unsupported.is_empty() {
+        say(types::READY, &Say::no(reasons::NOT_SUPPORTED, &message));
+    } else if let Some(message) = &overlap_message {
+        say(types::READY, &Say::no(reasons::QUOTA_OVERLAPS, message));
+    } else {
+        say(types::READY, &Say::yes(reasons::IN_FORCE, "the policy is enforced"));
+    }
+    let ready = conditions::find(&status.conditions, types::READY).cloned();
+    let stalled = match &ready {
+        Some(ready) if ready.status == "False" => Say::yes(&ready.reason, &ready.message),
+        _ => Say::no(reasons::IN_FORCE, ""),
+    };
+    conditions::set(&mut status.conditions, types::STALLED, &stalled, generation, now);
+    status.observed_generation = generation;
+    status.sandboxes = Some(counts(policy, context));
+}
+
+fn counts(policy: &SandboxPolicy, context: &Context) -> SandboxCounts {
+    let mut counts = SandboxCounts::default();
+    for sandbox in of_policy(policy, context) {
+        match sandbox.status.as_ref().and_then(|status| status.phase) {
+            None | Some(Phase::Pending | Phase::Suspended | Phase::Queued) => counts.pending += 1,
+            Some(Phase::Starting | Phase::Running) => counts.running += 1,
+            Some(Phase::Succeeded) => counts.succeeded += 1,
+            Some(Phase::Failed) => counts.failed += 1,
+        }
+    }
+    counts
+}
+
+fn of_policy(policy: &SandboxPolicy, context: &Context) -> Vec<Arc<AgentSandbox>> {
+    let (name, namespace) = (policy.name_any(), policy.namespace());
+    let mine = |sandbox: &Arc<AgentSandbox>| sandbox.namespace() == namespace && sandbox.spec.policy_ref.name == name;
+    context.sandboxes.state().into_iter().filter(mine).collect()
+}
+
+/// Deletes the oldest finished sandboxes above `cleanup.keepFinished`; what a GitOps tool tracks stays.
+async fn prune_finished(policy: &SandboxPolicy, context: &Context) -> Result<(), RequestError> {
+    let Some(keep) = policy.spec.cleanup.keep_finished.and_then(|n| usize::try_from(n).ok()) else { return Ok(()) };
+    let mut finished: Vec<_> = of_policy(policy, context)
+        .into_iter()
+        .filter(|sandbox| sandbox.status.as_ref().is_some_and(is_finished) && sandbox.metadata.deletion_timestamp.is_none())
+        .filter(|sandbox| !is_gitops_tracked(sandbox))
+        .collect();
+    finished.sort_by_key(|sandbox| {
+        std::cmp::Reverse(sandbox.status.as_ref().and_then(|status| status.completion_time.as_ref().map(|t| t.0)))
+    });
+    for sandbox in finished.into_iter().skip(keep) {
+        let (name, namespace) = (sandbox.name_any(), sandbox.namespace().unwrap_or_default());
+        let api: Api<AgentSandbox> = Api::namespaced(context.client.clone(), &namespace);
+        let parameters = DeleteParams::background()
+            .preconditions(Preconditions { uid: sandbox.uid(), resource_version: None });
+        match context.request("delete", "AgentSandbox", &name, api.delete(&name, &parameters)).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn report(policy: &SandboxPolicy, status: &SandboxPolicyStatus, context: &Context) -> Result<(), RequestError> {
+    let old = policy.status.clone().unwrap_or_default();
+    if old == *status {
+        return Ok(());
+    }
+    let name = policy.name_any();
+    let api: Api<SandboxPolicy> = Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());
+    let mut object = SandboxPolicy { status: Some(status.clone()), ..policy.clone() };
+    object.metadata.managed_fields = None;
+    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+    context.request("update", "SandboxPolicy/status", &name, api.replace_status(&name, &parameters, &object)).await?;
+    let ready = |status: &SandboxPolicyStatus| conditions::find(&status.conditions, types::READY).cloned();
+    if let (old, Some(new)) = (ready(&old), ready(status))
+        && old.is_none_or(|old| old.reason != new.reason)
+    {
+        context.event(policy, new.status != "True", &new.reason, &new.message).await;
+    }
+    Ok(())
+}
+
+/// Applies one of our network policies unless it stands already.
+pub async fn apply_network_policy(built: &NetworkPolicy, context: &Context) -> Result<(), RequestError> {
+    let (name, namespace) = (built.name_any(), built.namespace().unwrap_or_default());
+    let live = context.network_policies.get(&ObjectRef::new(&name).within(&namespace));
+    if live.is_some_and(|live| network_policy::stands(&live, built) && live.owner_references() == built.owner_references()) {
+        return Ok(());
+    }
+    let api: Api<NetworkPolicy> = Api::namespaced(context.client.clone(), &namespace);
+    // Rules that somebody added have another owner in managedFields; named as empty and forced, they go.
+    let mut object = serde_json::to_value(built).unwrap_or_default();
+    object["apiVersion"] = "networking.k8s.io/v1".into();
+    object["kind"] = "NetworkPolicy".into();
+    object["spec"]["ingress"] = serde_json::json!([]);
+    object["spec"]["egress"] = serde_json::json!([]);
+    let parameters = PatchParams::apply(names::MANAGER).force();
+    context.request("apply", "NetworkPolicy", &name, api.patch(&name, &parameters, &Patch::Apply(object))).await?;
+    Ok(())
+}
+
+/// The older policy of the namespace that has a quota already.
+fn overlapping_quota(policy: &SandboxPolicy, context: &Context) -> Option<String> {
+    policy.spec.quota.as_ref()?;
+    let key = |policy: &SandboxPolicy| (policy.metadata.creation_timestamp.as_ref().map(|t| t.0), policy.name_any());
+    context
+        .policies
+        .state()
+        .iter()
+        .filter(|other| other.namespace() == policy.namespace() && other.spec.quota.is_some())
+        .filter(|other| other.metadata.deletion_timestamp.is_none() && key(other) < key(policy))
+        .map(|other| other.name_any())
+        .next()
+}
+
+async fn apply_quota(
+    policy: &SandboxPolicy,
+    allowed: bool,
+    owner: OwnerReference,
+    context: &Context,
+) -> Result<(), RequestError> {
+    let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
+    let quota_name = resource_quota::quota_name(&name);
+    let api: Api<ResourceQuota> = Api::namespaced(context.client.clone(), &namespace);
+    let live = context.quotas.get(&ObjectRef::new(&quota_name).within(&namespace));
+    let Some(quota) = policy.spec.quota.as_ref().filter(|_| allowed) else {
+        if live.is_some() {
+            match context.request("delete", "ResourceQuota", &quota_name, api.delete(&quota_name, &DeleteParams::default())).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        return Ok(());
+    };
+    let built = resource_quota::build(&namespace, &name, quota, owner);
+    if live.is_some_and(|live| resource_quota::stands(&live, &built)) {
+        return Ok(());
+    }
+    let parameters = PatchParams::apply(names::MANAGER).force();
+    context.request("apply", "ResourceQuota", &quota_name, api.patch(&quota_name, &parameters, &Patch::Apply(&built))).await?;
+    Ok(())
+}
+
+/// Sandboxes of all policies by phase, for the metrics.
+#[must_use]
+pub fn phases(context: &Context) -> BTreeMap<Phase, i64> {
+    let mut phases = BTreeMap::new();
+    for sandbox in context.sandboxes.state() {
+        let phase = sandbox.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending);
+        *phases.entry(phase).or_default() += 1;
+    }
+    phases
+}

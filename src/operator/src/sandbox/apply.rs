@@ -1,0 +1,249 @@
+//! Carries out a decision: the only place of the sandbox controller that writes.
+
+use agentsandbox_api::isolation::IsolationRequirement;
+use agentsandbox_api::names;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus, Phase};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use tracing::info;
+
+use crate::build::compare::first_difference;
+use crate::build::{network_policy, pod};
+use crate::context::{Context, RequestError};
+use crate::sandbox::decide::{Action, Creation, Decision, PodState, World};
+use crate::sandbox::dereference::is_owned;
+use crate::sandbox::pod_view::PodView;
+use crate::sandbox::{ReconcileError, admit::AdmittedRun, status};
+
+/// Creates the pod of a run, or learns why there can't be one; the world says so afterwards.
+pub async fn create_pod(
+    world: &mut World<'_>,
+    run: &AdmittedRun,
+    isolation: IsolationRequirement,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    confirm_unfinished(world, context).await?;
+    let built = pod::build(&world.identity, run, isolation, &context.facts, &context.config);
+    let name = world.identity.pod_name();
+    let pods = pods(world, context);
+    let created = context.request("create", "Pod", &name, pods.create(&PostParams::default(), &built)).await;
+    let live = match created {
+        Ok(pod) => pod,
+        Err(error) => match refusal(&error) {
+            Some(Creation::Conflict(_)) => context.request("get", "Pod", &name, pods.get(&name)).await?,
+            Some(refused) => {
+                world.creation = Some(refused);
+                return Ok(());
+            }
+            None => return Err(error.into()),
+        },
+    };
+    if !is_owned(&live, &world.identity) {
+        world.creation = Some(Creation::Conflict(format!(
+            "a pod named {name} exists and does not belong to this AgentSandbox; delete it and set another runId"
+        )));
+        return Ok(());
+    }
+    if let Some(path) = first_difference(&built, &live) {
+        world.creation = Some(Creation::Mutated(path));
+    }
+    world.pod = PodState::Present(Box::new(PodView::of(&live, &world.identity.labels())));
+    Ok(())
+}
+
+/// Before a command may run, the API server itself is asked whether this run is still to be done: a store may lag
+/// behind, and a finished run must not run again.
+async fn confirm_unfinished(world: &World<'_>, context: &Context) -> Result<(), ReconcileError> {
+    let name = world.sandbox.name_any();
+    let live = context.request("get", "AgentSandbox", &name, sandboxes(world, context).get(&name)).await?;
+    if live.metadata.resource_version == world.sandbox.metadata.resource_version {
+        Ok(())
+    } else {
+        Err(ReconcileError::Stale(name))
+    }
+}
+
+/// What the API server's refusal of a pod means; `None` if it is no refusal of this pod.
+fn refusal(error: &RequestError) -> Option<Creation> {
+    let status = error.status()?;
+    let message = status.message.clone();
+    if status.is_already_exists() {
+        Some(Creation::Conflict(message))
+    } else if status.is_forbidden() && message.contains("exceeded quota") {
+        Some(Creation::QuotaExceeded(message))
+    } else if status.is_forbidden() && message.contains("being terminated") {
+        Some(Creation::NamespaceTerminating)
+    } else if status.is_forbidden() || status.is_invalid() || status.code == 400 {
+        Some(Creation::Refused(message))
+    } else {
+        None
+    }
+}
+
+/// What comes before the status.
+pub async fn before(world: &World<'_>, decision: &Decision, context: &Context) -> Result<(), ReconcileError> {
+    if let crate::sandbox::decide::NetworkView::NotReady = world.network
+        && matches!(world.pod, PodState::Absent)
+    {
+        crate::policy::apply_network_policy(&network_policy::deny_all(&world.identity.namespace), context).await?;
+    }
+    for action in &decision.before {
+        match action {
+            Action::EndPod(reason, message) => end_pod(world, *reason, message, context).await?,
+            Action::RemoveEarlierPod => remove_earlier(world, context).await?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes the status if it changed, by resource version, and tells of the transition.
+pub async fn report(world: &World<'_>, decision: &Decision, context: &Context) -> Result<(), ReconcileError> {
+    let old = world.sandbox.status.clone().unwrap_or_default();
+    if old == decision.status {
+        return Ok(());
+    }
+    let name = world.sandbox.name_any();
+    let mut object = AgentSandbox { status: Some(decision.status.clone()), ..world.sandbox.clone() };
+    object.metadata.managed_fields = None;
+    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+    let api = sandboxes(world, context);
+    context
+        .request("update", "AgentSandbox/status", &name, api.replace_status(&name, &parameters, &object))
+        .await
+        .map(|_| ())
+        .or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })?;
+    tell(world, &old, &decision.status, context).await;
+    Ok(())
+}
+
+/// One event per transition that a person would want to read, and the metrics of starts and ends.
+async fn tell(world: &World<'_>, old: &AgentSandboxStatus, new: &AgentSandboxStatus, context: &Context) {
+    let finished = status::is_finished(new) && !(status::is_finished(old) && old.run_id == new.run_id);
+    let reason = new.reason.clone().unwrap_or_default();
+    if finished {
+        let verdict = status::reason(new);
+        if let Some(verdict) = verdict {
+            context.metrics.finished(verdict);
+        }
+        let message = new.result.as_ref().and_then(|result| result.message.clone()).unwrap_or_default();
+        info!(%reason, "finished");
+        context.event(world.sandbox, !verdict.is_some_and(Reason::is_success), &reason, &message).await;
+        return;
+    }
+    if old.reason == new.reason && old.run_id == new.run_id || status::is_finished(new) {
+        return;
+    }
+    if new.phase == Some(Phase::Running)
+        && let (Some(created), Some(isolation)) = (&world.sandbox.metadata.creation_timestamp, &new.isolation)
+    {
+        let seconds = world.now.duration_since(created.0).as_secs_f64();
+        context.metrics.start_duration(isolation.runtime_class_name.as_deref().unwrap_or_default(), seconds);
+    }
+    let warning = matches!(new.phase, Some(Phase::Pending | Phase::Queued)) || reason == agentsandbox_api::condition::reasons::IMAGE_PULL_RETRYING;
+    if warning || new.phase == Some(Phase::Running) {
+        let message = crate::conditions::find(&new.conditions, agentsandbox_api::condition::types::READY)
+            .map(|ready| ready.message.clone())
+            .unwrap_or_default();
+        context.event(world.sandbox, warning, &reason, &message).await;
+    }
+}
+
+/// What comes after the status: only now may the pod go.
+pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) -> Result<(), ReconcileError> {
+    for action in &decision.after {
+        match (action, &world.pod) {
+            (Action::DeletePod, PodState::Present(pod)) => delete(world, &pod.name, &pod.uid, None, context).await?,
+            (Action::ReleasePod, PodState::Present(pod)) => {
+                release(&pods(world, context), &pod.name, &pod.uid, context).await?;
+            }
+            (Action::RemoveEarlierPod, _) => remove_earlier(world, context).await?,
+            (Action::DeleteSandbox, _) => {
+                let name = world.sandbox.name_any();
+                let uid = world.sandbox.uid();
+                let parameters = DeleteParams::background().preconditions(Preconditions { uid, resource_version: None });
+                ignore_missing(
+                    context.request("delete", "AgentSandbox", &name, sandboxes(world, context).delete(&name, &parameters)).await,
+                )?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Marks the pod with the cause, so that a restarted operator knows it, and deletes it; its finalizer keeps it
+/// until its result is known.
+async fn end_pod(world: &World<'_>, reason: Reason, message: &str, context: &Context) -> Result<(), ReconcileError> {
+    let PodState::Present(pod) = &world.pod else { return Ok(()) };
+    let mark = json!({"metadata": {"uid": pod.uid, "annotations": {
+        names::ANNOTATION_CAUSE: reason.as_str(),
+        names::ANNOTATION_CAUSE_MESSAGE: message.chars().take(900).collect::<String>(),
+    }}});
+    let api = pods(world, context);
+    ignore_missing(
+        context.request("patch", "Pod", &pod.name, api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(mark))).await,
+    )?;
+    info!(%reason, message, "ending the run");
+    delete(world, &pod.name, &pod.uid, None, context).await
+}
+
+async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), ReconcileError> {
+    let PodState::OfEarlierRun { uid, name, deleting, held } = &world.pod else { return Ok(()) };
+    if !deleting {
+        delete(world, name, uid, None, context).await?;
+    }
+    if *held {
+        release(&pods(world, context), name, uid, context).await?;
+    }
+    Ok(())
+}
+
+async fn delete(
+    world: &World<'_>,
+    name: &str,
+    uid: &str,
+    grace: Option<u32>,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let parameters = DeleteParams { grace_period_seconds: grace, ..DeleteParams::default() }
+        .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    ignore_missing(context.request("delete", "Pod", name, pods(world, context).delete(name, &parameters)).await)
+}
+
+/// Takes our finalizer off a pod; other finalizers stay.
+pub async fn release(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -> Result<(), ReconcileError> {
+    let live = context.request("get", "Pod", name, api.get_metadata_opt(name)).await?;
+    let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(uid)) else { return Ok(()) };
+    let finalizers = live.metadata.finalizers.clone().unwrap_or_default();
+    let Some(index) = finalizers.iter().position(|name| name == names::FINALIZER_RESULT) else { return Ok(()) };
+    let path = format!("/metadata/finalizers/{index}");
+    let patch: Patch<()> = Patch::Json(
+        serde_json::from_value(json!([
+            {"op": "test", "path": path, "value": names::FINALIZER_RESULT},
+            {"op": "remove", "path": path},
+        ]))
+        .unwrap_or_default(),
+    );
+    ignore_missing(context.request("patch", "Pod", name, api.patch(name, &PatchParams::default(), &patch)).await)
+}
+
+/// Whatever was to be changed or deleted is gone: that will do.
+fn ignore_missing<T>(result: Result<T, RequestError>) -> Result<(), ReconcileError> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn pods(world: &World<'_>, context: &Context) -> Api<Pod> {
+    Api::namespaced(context.client.clone(), &world.identity.namespace)
+}
+
+fn sandboxes(world: &World<'_>, context: &Context) -> Api<AgentSandbox> {
+    Api::namespaced(context.client.clone(), &world.identity.namespace)
+}

@@ -1,0 +1,65 @@
+//! Watches: each kind is watched once, pruned of what nobody needs, and fanned out by plain callbacks.
+//!
+//! Each watch backs off by itself, and its errors are counted and swallowed here: a controller's own back-off is
+//! shared by all its triggers, so that one kind that can't be watched would starve the others.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+
+use futures::{Stream, StreamExt};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tracing::warn;
+
+use crate::metrics::Metrics;
+
+/// An endless stream of touched objects, deleted ones included, kept in a store beside it.
+pub fn watch<K>(
+    kind: &'static str,
+    api: Api<K>,
+    config: watcher::Config,
+    metrics: Metrics,
+    prune: impl FnMut(&mut K) + Send + 'static,
+) -> (Store<K>, impl Stream<Item = K> + Send)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone + Default,
+{
+    let (store, writer) = reflector::store();
+    let mut prune = prune;
+    let stream = watcher(api, config)
+        .default_backoff()
+        .modify(move |object| {
+            object.meta_mut().managed_fields = None;
+            prune(object);
+        })
+        .reflect(writer)
+        .touched_objects()
+        .filter_map(move |result| {
+            let touched = match result {
+                Ok(object) => Some(object),
+                Err(error) => {
+                    metrics.watch_error(kind);
+                    warn!(kind, %error, "watch failed, trying again");
+                    None
+                }
+            };
+            std::future::ready(touched)
+        });
+    (store, stream)
+}
+
+/// Drives a watch in the background, and calls back for each touched object.
+pub fn drive<K: Send + 'static>(
+    stream: impl Stream<Item = K> + Send + 'static,
+    mut touched: impl FnMut(K) + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(object) = stream.next().await {
+            touched(object);
+        }
+    });
+}
