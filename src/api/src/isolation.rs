@@ -79,7 +79,11 @@ mod tests {
             ("", true, Container),
         ];
         for (release, vm_handler, level) in table {
-            assert_eq!(observed_level(release, &requirement(vm_handler)), level, "{release} {vm_handler}");
+            assert_eq!(
+                observed_level(release, &requirement(vm_handler)),
+                level,
+                "{release} {vm_handler}"
+            );
         }
     }
 

@@ -84,7 +84,14 @@ mod tests {
 
     #[test]
     fn our_proxy_and_loader_variables_are_reserved_in_any_case() {
-        for name in ["SANDBOX_OUTPUT", "sandbox_x", "https_proxy", "NO_PROXY", "LD_PRELOAD", "KUBERNETES_SERVICE_HOST"] {
+        for name in [
+            "SANDBOX_OUTPUT",
+            "sandbox_x",
+            "https_proxy",
+            "NO_PROXY",
+            "LD_PRELOAD",
+            "KUBERNETES_SERVICE_HOST",
+        ] {
             assert!(is_reserved_env(name), "{name}");
         }
         for name in ["PATH", "SANDBOXED", "PROXY", "HOME"] {

@@ -92,7 +92,11 @@ pub struct Isolation {
 
 impl Default for Isolation {
     fn default() -> Self {
-        Self { runtime_class_name: None, minimum: default_minimum(), allow_root: false }
+        Self {
+            runtime_class_name: None,
+            minimum: default_minimum(),
+            allow_root: false,
+        }
     }
 }
 

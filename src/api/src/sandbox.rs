@@ -152,7 +152,9 @@ pub struct PolicyRef {
 
 impl Default for PolicyRef {
     fn default() -> Self {
-        Self { name: default_policy() }
+        Self {
+            name: default_policy(),
+        }
     }
 }
 

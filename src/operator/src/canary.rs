@@ -20,7 +20,10 @@ impl Canary {
             Ok(socket) => socket,
             Err(_) => UdpSocket::bind(("0.0.0.0", port)).await?,
         };
-        Ok(Self { tcp: crate::http::bind(port).await?, udp })
+        Ok(Self {
+            tcp: crate::http::bind(port).await?,
+            udp,
+        })
     }
 
     /// Answers until the process ends: a connection is accepted and closed, a datagram goes back cut to 64 bytes.
@@ -62,13 +65,19 @@ mod tests {
     #[tokio::test]
     async fn answers_over_tcp_and_udp() {
         let canary = Canary::bind(0).await.unwrap();
-        let (tcp, udp) = (canary.tcp.local_addr().unwrap().port(), canary.udp.local_addr().unwrap().port());
+        let (tcp, udp) = (
+            canary.tcp.local_addr().unwrap().port(),
+            canary.udp.local_addr().unwrap().port(),
+        );
         tokio::spawn(canary.serve());
         tokio::net::TcpStream::connect(("127.0.0.1", tcp)).await.unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(b"ping", ("127.0.0.1", udp)).await.unwrap();
         let mut buffer = [0; 8];
-        let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.unwrap().unwrap();
+        let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&buffer[..length], b"ping");
     }
 }

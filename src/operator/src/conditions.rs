@@ -21,24 +21,42 @@ impl<'a> Say<'a> {
     /// Status `True`.
     #[must_use]
     pub fn yes(reason: &'a str, message: &'a str) -> Self {
-        Self { status: "True", reason, message }
+        Self {
+            status: "True",
+            reason,
+            message,
+        }
     }
 
     /// Status `False`.
     #[must_use]
     pub fn no(reason: &'a str, message: &'a str) -> Self {
-        Self { status: "False", reason, message }
+        Self {
+            status: "False",
+            reason,
+            message,
+        }
     }
 
     /// Status `Unknown`.
     #[must_use]
     pub fn unknown(reason: &'a str, message: &'a str) -> Self {
-        Self { status: "Unknown", reason, message }
+        Self {
+            status: "Unknown",
+            reason,
+            message,
+        }
     }
 }
 
 /// Sets one condition.
-pub fn set(conditions: &mut Vec<Condition>, type_: &str, say: &Say<'_>, generation: Option<i64>, now: Timestamp) {
+pub fn set(
+    conditions: &mut Vec<Condition>,
+    type_: &str,
+    say: &Say<'_>,
+    generation: Option<i64>,
+    now: Timestamp,
+) {
     let message = say.message.chars().take(MESSAGE_MAX_CHARS).collect();
     let mut new = Condition {
         type_: type_.to_owned(),
@@ -82,7 +100,13 @@ mod tests {
         let later = start + SignedDuration::from_secs(60);
         let mut conditions = Vec::new();
         set(&mut conditions, "Ready", &Say::no("Starting", ""), Some(1), start);
-        set(&mut conditions, "Ready", &Say::no("Scheduling", "x"), Some(2), later);
+        set(
+            &mut conditions,
+            "Ready",
+            &Say::no("Scheduling", "x"),
+            Some(2),
+            later,
+        );
         assert_eq!(conditions[0].last_transition_time.0, start);
         assert_eq!(conditions[0].reason, "Scheduling");
         set(&mut conditions, "Ready", &Say::yes("Running", ""), Some(2), later);

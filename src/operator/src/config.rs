@@ -15,7 +15,11 @@ pub struct Config {
     pub watch_namespace: Option<String>,
 
     /// Image that holds the supervisor; every sandbox's recorder runs it.
-    #[arg(long, env = "SUPERVISOR_IMAGE", default_value = "agent-sandbox.local/supervisor:dev")]
+    #[arg(
+        long,
+        env = "SUPERVISOR_IMAGE",
+        default_value = "agent-sandbox.local/supervisor:dev"
+    )]
     pub supervisor_image: String,
 
     /// Runtime class of policies that name none.
@@ -108,7 +112,9 @@ fn parse_level(text: &str) -> Result<IsolationLevel, String> {
         "Container" => Ok(IsolationLevel::Container),
         "UserspaceKernel" => Ok(IsolationLevel::UserspaceKernel),
         "MicroVM" => Ok(IsolationLevel::MicroVM),
-        other => Err(format!("{other} is none of Container, UserspaceKernel and MicroVM")),
+        other => Err(format!(
+            "{other} is none of Container, UserspaceKernel and MicroVM"
+        )),
     }
 }
 
@@ -122,9 +128,11 @@ impl Config {
     /// Whether the configuration lists a runtime class's handler as one that starts virtual machines.
     #[must_use]
     pub fn is_vm_handler(&self, handler: &str) -> bool {
-        self.vm_handlers.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => handler.starts_with(prefix),
-            None => handler == pattern,
-        })
+        self.vm_handlers
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => handler.starts_with(prefix),
+                None => handler == pattern,
+            })
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::AgentSandbox;
+use futures::StreamExt;
 use futures::channel::mpsc;
 use futures::stream::BoxStream;
-use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -126,19 +126,55 @@ impl Context {
     pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> (Arc<Self>, Triggers) {
         let any = watcher::Config::default;
         let ours = || any().labels(&crate::sandbox::status::managed_selector());
-        let (sandboxes, sandbox_stream) =
-            watch("AgentSandbox", scoped(&client, &config), any(), metrics.clone(), |_: &mut AgentSandbox| {});
-        let (policies, policy_stream) =
-            watch("SandboxPolicy", scoped(&client, &config), any(), metrics.clone(), |_: &mut SandboxPolicy| {});
-        let (pods, pod_stream) =
-            watch("Pod", scoped(&client, &config), any().labels(names::LABEL_SANDBOX), metrics.clone(), prune_pod);
-        let (network_policies, network_stream) =
-            watch("NetworkPolicy", scoped(&client, &config), any(), metrics.clone(), |_: &mut NetworkPolicy| {});
-        let (quotas, quota_stream) =
-            watch("ResourceQuota", scoped(&client, &config), ours(), metrics.clone(), |_: &mut ResourceQuota| {});
-        let (runtime_classes, class_stream) =
-            watch("RuntimeClass", Api::all(client.clone()), any(), metrics.clone(), |_: &mut RuntimeClass| {});
-        let (nodes, node_stream) = watch("Node", Api::all(client.clone()), any(), metrics.clone(), prune_node);
+        let (sandboxes, sandbox_stream) = watch(
+            "AgentSandbox",
+            scoped(&client, &config),
+            any(),
+            metrics.clone(),
+            |_: &mut AgentSandbox| {},
+        );
+        let (policies, policy_stream) = watch(
+            "SandboxPolicy",
+            scoped(&client, &config),
+            any(),
+            metrics.clone(),
+            |_: &mut SandboxPolicy| {},
+        );
+        let (pods, pod_stream) = watch(
+            "Pod",
+            scoped(&client, &config),
+            any().labels(names::LABEL_SANDBOX),
+            metrics.clone(),
+            prune_pod,
+        );
+        let (network_policies, network_stream) = watch(
+            "NetworkPolicy",
+            scoped(&client, &config),
+            any(),
+            metrics.clone(),
+            |_: &mut NetworkPolicy| {},
+        );
+        let (quotas, quota_stream) = watch(
+            "ResourceQuota",
+            scoped(&client, &config),
+            ours(),
+            metrics.clone(),
+            |_: &mut ResourceQuota| {},
+        );
+        let (runtime_classes, class_stream) = watch(
+            "RuntimeClass",
+            Api::all(client.clone()),
+            any(),
+            metrics.clone(),
+            |_: &mut RuntimeClass| {},
+        );
+        let (nodes, node_stream) = watch(
+            "Node",
+            Api::all(client.clone()),
+            any(),
+            metrics.clone(),
+            prune_node,
+        );
 
         let (to_sandboxes, related_sandboxes) = mpsc::unbounded();
         let (to_policies, related_policies) = mpsc::unbounded();
@@ -162,11 +198,20 @@ impl Context {
         let (send, shared) = (to_sandboxes.clone(), context.clone());
         drive(pod_stream, move |pod| {
             let namespace = pod.namespace().unwrap_or_default();
-            for owner in pod.owner_references().iter().filter(|owner| owner.kind == "AgentSandbox") {
+            for owner in pod
+                .owner_references()
+                .iter()
+                .filter(|owner| owner.kind == "AgentSandbox")
+            {
                 let _ = send.unbounded_send(ObjectRef::new(&owner.name).within(&namespace));
             }
             let _ = to_sweeper.unbounded_send(ObjectRef::from_obj(&pod));
-            if pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed") {
+            if pod
+                .status
+                .as_ref()
+                .and_then(|s| s.phase.as_deref())
+                .is_some_and(|p| p == "Succeeded" || p == "Failed")
+            {
                 shared.oldest_queued(&namespace).into_iter().for_each(|next| {
                     let _ = send.unbounded_send(next);
                 });
@@ -184,9 +229,12 @@ impl Context {
         });
         let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
         drive(quota_stream, move |quota| {
-            shared.oldest_queued(&quota.namespace().unwrap_or_default()).into_iter().for_each(|next| {
-                let _ = send.unbounded_send(next);
-            });
+            shared
+                .oldest_queued(&quota.namespace().unwrap_or_default())
+                .into_iter()
+                .for_each(|next| {
+                    let _ = send.unbounded_send(next);
+                });
             owner_policy(&quota).into_iter().for_each(|owner| {
                 let _ = policies_of.unbounded_send(owner);
             });
@@ -203,11 +251,13 @@ impl Context {
         let (send, shared) = (to_sandboxes.clone(), context.clone());
         let policies = policy_stream.inspect(move |policy: &SandboxPolicy| {
             let name = policy.name_any();
-            shared.unfinished_in(&policy.namespace().unwrap_or_default(), |sandbox| sandbox.spec.policy_ref.name == name).for_each(
-                |sandbox| {
+            shared
+                .unfinished_in(&policy.namespace().unwrap_or_default(), |sandbox| {
+                    sandbox.spec.policy_ref.name == name
+                })
+                .for_each(|sandbox| {
                     let _ = send.unbounded_send(sandbox);
-                },
-            );
+                });
         });
         let (send, shared, policies_of) = (to_sandboxes, context.clone(), to_policies);
         let sandboxes = sandbox_stream.inspect(move |sandbox: &AgentSandbox| {
@@ -216,7 +266,8 @@ impl Context {
                 shared.oldest_queued(&namespace).into_iter().for_each(|next| {
                     let _ = send.unbounded_send(next);
                 });
-                let _ = policies_of.unbounded_send(ObjectRef::new(&sandbox.spec.policy_ref.name).within(&namespace));
+                let _ = policies_of
+                    .unbounded_send(ObjectRef::new(&sandbox.spec.policy_ref.name).within(&namespace));
             }
         });
         let triggers = Triggers {
@@ -239,15 +290,29 @@ impl Context {
     }
 
     /// An event on one of the users' objects. A failure is counted and costs nobody else anything.
-    pub async fn event(&self, object: &impl Resource<DynamicType = ()>, warning: bool, reason: &str, note: &str) {
+    pub async fn event(
+        &self,
+        object: &impl Resource<DynamicType = ()>,
+        warning: bool,
+        reason: &str,
+        note: &str,
+    ) {
         let event = Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
+            type_: if warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: reason.to_owned(),
             note: Some(note.chars().take(900).collect()),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        let published = tokio::time::timeout(REQUEST_TIMEOUT, self.events.publish(&event, &object.object_ref(&()))).await;
+        let published = tokio::time::timeout(
+            REQUEST_TIMEOUT,
+            self.events.publish(&event, &object.object_ref(&())),
+        )
+        .await;
         let ok = matches!(published, Ok(Ok(())));
         self.metrics.api_write("create", "Event", ok);
         if !ok {
@@ -266,8 +331,17 @@ impl Context {
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, request).await;
         let result = match answer {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(source)) => Err(RequestError::Api { verb, kind, name: name.to_owned(), source: Box::new(source) }),
-            Err(_) => Err(RequestError::Timeout { verb, kind, name: name.to_owned() }),
+            Ok(Err(source)) => Err(RequestError::Api {
+                verb,
+                kind,
+                name: name.to_owned(),
+                source: Box::new(source),
+            }),
+            Err(_) => Err(RequestError::Timeout {
+                verb,
+                kind,
+                name: name.to_owned(),
+            }),
         };
         if verb != "get" {
             self.metrics.api_write(verb, kind, result.is_ok());
@@ -281,10 +355,16 @@ impl Context {
             .sandboxes
             .state()
             .into_iter()
-            .filter(|sandbox| sandbox.namespace().as_deref() == Some(namespace) && crate::sandbox::is_queued(sandbox))
+            .filter(|sandbox| {
+                sandbox.namespace().as_deref() == Some(namespace) && crate::sandbox::is_queued(sandbox)
+            })
             .collect();
         queued.sort_by_cached_key(|sandbox| crate::sandbox::queue_key(sandbox));
-        queued.iter().take(2).map(|sandbox| ObjectRef::from_obj(&**sandbox)).collect()
+        queued
+            .iter()
+            .take(2)
+            .map(|sandbox| ObjectRef::from_obj(&**sandbox))
+            .collect()
     }
 
     fn unfinished_in<'a>(
@@ -314,11 +394,17 @@ where
 }
 
 fn is_finished(sandbox: &AgentSandbox) -> bool {
-    sandbox.status.as_ref().is_some_and(crate::sandbox::status::is_finished)
+    sandbox
+        .status
+        .as_ref()
+        .is_some_and(crate::sandbox::status::is_finished)
 }
 
 fn owner_policy(object: &impl ResourceExt) -> Option<ObjectRef<SandboxPolicy>> {
-    let owner = object.owner_references().iter().find(|owner| owner.kind == "SandboxPolicy")?;
+    let owner = object
+        .owner_references()
+        .iter()
+        .find(|owner| owner.kind == "SandboxPolicy")?;
     Some(ObjectRef::new(&owner.name).within(&object.namespace().unwrap_or_default()))
 }
 

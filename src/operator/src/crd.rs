@@ -59,7 +59,10 @@ mod tests {
             (Kind::Sandboxpolicy, "crds/agentsandbox.dev_sandboxpolicies.yaml"),
         ] {
             let checked_in = std::fs::read_to_string(format!("{root}{file}")).unwrap_or_default();
-            assert!(checked_in == yaml(kind).unwrap(), "{file} is stale: run `make generate`");
+            assert!(
+                checked_in == yaml(kind).unwrap(),
+                "{file} is stale: run `make generate`"
+            );
         }
     }
 
@@ -67,6 +70,9 @@ mod tests {
     fn the_checked_in_reference_is_current() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api-reference.md");
         let checked_in = std::fs::read_to_string(file).unwrap_or_default();
-        assert!(checked_in == crate::reference::markdown(), "docs/api-reference.md is stale: run `make generate`");
+        assert!(
+            checked_in == crate::reference::markdown(),
+            "docs/api-reference.md is stale: run `make generate`"
+        );
     }
 }

@@ -24,7 +24,9 @@ pub struct Facts {
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
     /// A Service could not be read.
-    #[error("Service {namespace}/{name} can't be read: {source}; the manifests give the operator the Role for it")]
+    #[error(
+        "Service {namespace}/{name} can't be read: {source}; the manifests give the operator the Role for it"
+    )]
     Read {
         /// Namespace of the Service.
         namespace: String,
@@ -47,20 +49,31 @@ impl Facts {
     /// Reads the Services. Without a canary or an API server's address no probe could prove anything, so both must
     /// be there; the DNS may be absent.
     pub async fn read(client: &Client, config: &Config) -> Result<Self, FactsError> {
-        let api_server = match (std::env::var("KUBERNETES_SERVICE_HOST"), std::env::var("KUBERNETES_SERVICE_PORT")) {
+        let api_server = match (
+            std::env::var("KUBERNETES_SERVICE_HOST"),
+            std::env::var("KUBERNETES_SERVICE_PORT"),
+        ) {
             (Ok(host), Ok(port)) if host.parse::<IpAddr>().is_ok() => {
                 (host.parse().ok(), port.parse().unwrap_or(443))
             }
-            _ => (addresses(client, "default", "kubernetes").await?.first().copied(), 443),
+            _ => (
+                addresses(client, "default", "kubernetes").await?.first().copied(),
+                443,
+            ),
         };
         let (Some(api_server), port) = api_server else {
-            return Err(FactsError::NoAddress { namespace: "default".into(), name: "kubernetes".into() });
+            return Err(FactsError::NoAddress {
+                namespace: "default".into(),
+                name: "kubernetes".into(),
+            });
         };
         let cluster_dns = match config.cluster_dns {
             Some(address) => Some(address),
             None => match addresses(client, "kube-system", "kube-dns").await {
                 Ok(found) => found.first().copied(),
-                Err(FactsError::Read { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.is_not_found()) => None,
+                Err(FactsError::Read { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.is_not_found()) => {
+                    None
+                }
                 Err(error) => return Err(error),
             },
         };
@@ -71,14 +84,29 @@ impl Facts {
                 name: config.canary_service.clone(),
             });
         }
-        Ok(Self { api_server: (api_server, port), cluster_dns, canary, canary_port: config.canary_port })
+        Ok(Self {
+            api_server: (api_server, port),
+            cluster_dns,
+            canary,
+            canary_port: config.canary_port,
+        })
     }
 }
 
 async fn addresses(client: &Client, namespace: &str, name: &str) -> Result<Vec<IpAddr>, FactsError> {
-    let service = Api::<Service>::namespaced(client.clone(), namespace).get(name).await.map_err(|source| {
-        FactsError::Read { namespace: namespace.to_owned(), name: name.to_owned(), source: Box::new(source) }
-    })?;
+    let service = Api::<Service>::namespaced(client.clone(), namespace)
+        .get(name)
+        .await
+        .map_err(|source| FactsError::Read {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
     let spec = service.spec.unwrap_or_default();
-    Ok(spec.cluster_ips.unwrap_or_default().iter().filter_map(|address| address.parse().ok()).collect())
+    Ok(spec
+        .cluster_ips
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|address| address.parse().ok())
+        .collect())
 }

@@ -19,19 +19,28 @@ impl Readiness {
     /// Not ready until each gate is set.
     #[must_use]
     pub fn new<const N: usize>(gates: [&'static str; N]) -> Self {
-        Self(Arc::new(Mutex::new(gates.into_iter().map(|gate| (gate, false)).collect())))
+        Self(Arc::new(Mutex::new(
+            gates.into_iter().map(|gate| (gate, false)).collect(),
+        )))
     }
 
     /// This gate is passed.
     pub fn set(&self, gate: &'static str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(gate, true);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(gate, true);
     }
 
     /// The gates that are not passed.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         let gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.iter().filter(|(_, passed)| !**passed).map(|(gate, _)| *gate).collect()
+        gates
+            .iter()
+            .filter(|(_, passed)| !**passed)
+            .map(|(gate, _)| *gate)
+            .collect()
     }
 }
 
@@ -64,7 +73,10 @@ fn ready(readiness: &Readiness) -> (StatusCode, String) {
     if missing.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", ")))
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("waiting for: {}\n", missing.join(", ")),
+        )
     }
 }
 
@@ -76,7 +88,13 @@ mod tests {
     fn readiness_names_what_it_waits_for() {
         let readiness = Readiness::new(["caches", "canary"]);
         readiness.set("canary");
-        assert_eq!(ready(&readiness), (StatusCode::SERVICE_UNAVAILABLE, "waiting for: caches\n".to_owned()));
+        assert_eq!(
+            ready(&readiness),
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "waiting for: caches\n".to_owned()
+            )
+        );
         readiness.set("caches");
         assert_eq!(ready(&readiness).0, StatusCode::OK);
     }

@@ -19,7 +19,11 @@ pub fn is_allowed(image: &str, allow: &[String]) -> bool {
         pattern.digest.is_none()
             && pattern.registry == image.registry
             && image.path.len() >= pattern.path.len()
-            && image.path.iter().zip(&pattern.path).all(|(have, want)| have == want)
+            && image
+                .path
+                .iter()
+                .zip(&pattern.path)
+                .all(|(have, want)| have == want)
     })
 }
 
@@ -61,7 +65,11 @@ fn parse(text: &str) -> Option<Reference<'_>> {
     if registry == "docker.io" && path.len() == 1 && !name.contains('/') {
         path.insert(0, "library");
     }
-    path.iter().all(|part| !part.is_empty()).then_some(Reference { registry, path, digest })
+    path.iter().all(|part| !part.is_empty()).then_some(Reference {
+        registry,
+        path,
+        digest,
+    })
 }
 
 #[cfg(test)]

@@ -52,7 +52,11 @@ impl Election {
     /// A part under this identity, which no other process may use.
     #[must_use]
     pub fn new(client: Client, namespace: &str, identity: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), identity, seen: None }
+        Self {
+            api: Api::namespaced(client, namespace),
+            identity,
+            seen: None,
+        }
     }
 
     /// Waits until this replica leads.
@@ -89,7 +93,9 @@ impl Election {
 
     /// Gives the lease up, so that another replica need not wait for it to expire.
     pub async fn release(&self) {
-        let Ok(Some(mut lease)) = self.api.get_opt(NAME).await else { return };
+        let Ok(Some(mut lease)) = self.api.get_opt(NAME).await else {
+            return;
+        };
         let spec = lease.spec.get_or_insert_default();
         if spec.holder_identity.as_deref() == Some(&self.identity) {
             spec.holder_identity = None;
@@ -104,11 +110,20 @@ impl Election {
             return swapped(self.api.create(&PostParams::default(), &fresh).await);
         };
         let spec = lease.spec.clone().unwrap_or_default();
-        let record = (spec.holder_identity.clone(), spec.renew_time.as_ref().map(|time| time.0));
+        let record = (
+            spec.holder_identity.clone(),
+            spec.renew_time.as_ref().map(|time| time.0),
+        );
         if self.seen.as_ref().is_none_or(|seen| seen.record != record) {
-            self.seen = Some(Seen { record, at: Instant::now() });
+            self.seen = Some(Seen {
+                record,
+                at: Instant::now(),
+            });
         }
-        let unchanged_for = self.seen.as_ref().map_or(Duration::ZERO, |seen| seen.at.elapsed());
+        let unchanged_for = self
+            .seen
+            .as_ref()
+            .map_or(Duration::ZERO, |seen| seen.at.elapsed());
         if !may_take(spec.holder_identity.as_deref(), &self.identity, unchanged_for) {
             return Ok(false);
         }
@@ -120,11 +135,21 @@ impl Election {
         let now = MicroTime(Timestamp::now());
         let (metadata, spec) = match old {
             Some(lease) => (lease.metadata, lease.spec.unwrap_or_default()),
-            None => (ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }, LeaseSpec::default()),
+            None => (
+                ObjectMeta {
+                    name: Some(NAME.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                LeaseSpec::default(),
+            ),
         };
         let changes = spec.holder_identity.as_deref() != Some(&self.identity);
         let transitions = spec.lease_transitions.unwrap_or_default() + i32::from(changes);
-        let acquired = if changes { Some(now.clone()) } else { spec.acquire_time };
+        let acquired = if changes {
+            Some(now.clone())
+        } else {
+            spec.acquire_time
+        };
         Lease {
             metadata,
             spec: Some(LeaseSpec {
@@ -170,7 +195,11 @@ mod tests {
             (Some("other"), DURATION, true),
         ];
         for (holder, unchanged, expected) in table {
-            assert_eq!(may_take(holder, "me", unchanged), expected, "{holder:?} {unchanged:?}");
+            assert_eq!(
+                may_take(holder, "me", unchanged),
+                expected,
+                "{holder:?} {unchanged:?}"
+            );
         }
     }
 

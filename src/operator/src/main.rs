@@ -38,7 +38,9 @@ async fn main() -> ExitCode {
             log(config.log_json);
             run::run(*config).await.map_err(|error| error.to_string())
         }
-        Command::Crd { kind } => crd::yaml(kind).map(|text| print!("{text}")).map_err(|error| error.to_string()),
+        Command::Crd { kind } => crd::yaml(kind)
+            .map(|text| print!("{text}"))
+            .map_err(|error| error.to_string()),
         Command::ApiReference => {
             print!("{}", reference::markdown());
             Ok(())
@@ -55,7 +57,9 @@ async fn main() -> ExitCode {
 
 fn log(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if json {
         builder.json().init();
     } else {

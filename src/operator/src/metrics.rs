@@ -77,13 +77,29 @@ impl Default for Metrics {
             leader: Gauge::default(),
             registry: Registry::default(),
         };
-        registry.register("reconcile_duration_seconds", "Time of one reconciliation", inner.reconciles.clone());
-        registry.register("start_duration_seconds", "From the creation of a sandbox to its command running", inner.starts.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time of one reconciliation",
+            inner.reconciles.clone(),
+        );
+        registry.register(
+            "start_duration_seconds",
+            "From the creation of a sandbox to its command running",
+            inner.starts.clone(),
+        );
         registry.register("finished", "Runs that ended, by reason", inner.finished.clone());
-        registry.register("watch_errors", "Watches that failed and were begun again", inner.watch_errors.clone());
+        registry.register(
+            "watch_errors",
+            "Watches that failed and were begun again",
+            inner.watch_errors.clone(),
+        );
         registry.register("api_writes", "Writes to the API server", inner.writes.clone());
         registry.register("sandboxes", "Sandboxes by phase", inner.sandboxes.clone());
-        registry.register("leader", "1 while this replica holds the lease", inner.leader.clone());
+        registry.register(
+            "leader",
+            "1 while this replica holds the lease",
+            inner.leader.clone(),
+        );
         Self(Arc::new(Inner { registry, ..inner }))
     }
 }
@@ -92,12 +108,21 @@ impl Metrics {
     /// Measures one reconciliation, until the guard is told how it went.
     #[must_use]
     pub fn reconcile(&self, kind: &'static str) -> ReconcileGuard {
-        ReconcileGuard { metrics: self.clone(), kind, begun: Instant::now() }
+        ReconcileGuard {
+            metrics: self.clone(),
+            kind,
+            begun: Instant::now(),
+        }
     }
 
     /// A run ended.
     pub fn finished(&self, reason: Reason) {
-        self.0.finished.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
+        self.0
+            .finished
+            .get_or_create(&ReasonLabels {
+                reason: reason.as_str(),
+            })
+            .inc();
     }
 
     /// A watch failed and is begun again.
@@ -108,12 +133,20 @@ impl Metrics {
     /// A write to the API server.
     pub fn api_write(&self, verb: &'static str, kind: &'static str, ok: bool) {
         let outcome = if ok { "ok" } else { "error" };
-        self.0.writes.get_or_create(&WriteLabels { verb, kind, outcome }).inc();
+        self.0
+            .writes
+            .get_or_create(&WriteLabels { verb, kind, outcome })
+            .inc();
     }
 
     /// A command runs, so many seconds after its sandbox was created.
     pub fn start_duration(&self, runtime_class: &str, seconds: f64) {
-        self.0.starts.get_or_create(&ClassLabels { runtime_class: runtime_class.to_owned() }).observe(seconds);
+        self.0
+            .starts
+            .get_or_create(&ClassLabels {
+                runtime_class: runtime_class.to_owned(),
+            })
+            .observe(seconds);
     }
 
     /// How many sandboxes stand at a phase.
@@ -155,8 +188,15 @@ impl ReconcileGuard {
     }
 
     fn done(self, outcome: &'static str) {
-        let labels = ReconcileLabels { kind: self.kind, outcome };
-        self.metrics.0.reconciles.get_or_create(&labels).observe(self.begun.elapsed().as_secs_f64());
+        let labels = ReconcileLabels {
+            kind: self.kind,
+            outcome,
+        };
+        self.metrics
+            .0
+            .reconciles
+            .get_or_create(&labels)
+            .observe(self.begun.elapsed().as_secs_f64());
     }
 }
 
@@ -171,8 +211,16 @@ mod tests {
         metrics.start_duration("gvisor", 1.5);
         metrics.reconcile("AgentSandbox").ok();
         let text = metrics.encode();
-        assert!(text.contains("agentsandbox_finished_total{reason=\"OOMKilled\"} 1"), "{text}");
-        assert!(text.contains("agentsandbox_start_duration_seconds_sum{runtime_class=\"gvisor\"} 1.5"), "{text}");
-        assert!(text.contains("agentsandbox_reconcile_duration_seconds_count{kind=\"AgentSandbox\",outcome=\"ok\"} 1"));
+        assert!(
+            text.contains("agentsandbox_finished_total{reason=\"OOMKilled\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("agentsandbox_start_duration_seconds_sum{runtime_class=\"gvisor\"} 1.5"),
+            "{text}"
+        );
+        assert!(text.contains(
+            "agentsandbox_reconcile_duration_seconds_count{kind=\"AgentSandbox\",outcome=\"ok\"} 1"
+        ));
     }
 }

@@ -23,24 +23,11 @@ pub fn bytes(quantity: &Quantity) -> Result<u64, BadQuantity> {
 /// Whether two texts are the same amount: the API server rewrites what it is given (`1000m` to `1`).
 #[must_use]
 pub fn same_amount(one: &str, other: &str) -> bool {
-    match (ParsedQuantity::try_from(one), ParsedQuantity::try_from(other)) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => false,
-    }
-}
-
-/// Compares two quantities of the API server's; `None` if one can't be read.
-#[must_use]
-pub fn compare(one: &KubeQuantity, other: &KubeQuantity) -> Option<std::cmp::Ordering> {
-    let (one, other) = (ParsedQuantity::try_from(one).ok()?, ParsedQuantity::try_from(other).ok()?);
-    one.partial_cmp(&other)
-}
-
-/// The sum of two quantities of the API server's; `None` if one can't be read.
-#[must_use]
-pub fn sum(one: &KubeQuantity, other: &KubeQuantity) -> Option<KubeQuantity> {
-    let (one, other) = (ParsedQuantity::try_from(one).ok()?, ParsedQuantity::try_from(other).ok()?);
-    Some((one + other).into())
+    let value = |text: &str| ParsedQuantity::try_from(text).ok()?.to_bytes_f64();
+    // Both come from the same decimal arithmetic, so equal amounts are equal to the bit.
+    value(one)
+        .zip(value(other))
+        .is_some_and(|(one, other)| one.to_bits() == other.to_bits())
 }
 
 /// CPUs in the API server's form.
@@ -77,7 +64,12 @@ mod tests {
         for (text, millis) in [("500m", 500), ("2", 2000), ("0.25", 250), ("1500m", 1500)] {
             assert_eq!(cpu_millis(&text.into()), Ok(millis), "{text}");
         }
-        for (text, size) in [("512Mi", 512 << 20), ("1Gi", 1 << 30), ("1G", 1_000_000_000), ("4096", 4096)] {
+        for (text, size) in [
+            ("512Mi", 512 << 20),
+            ("1Gi", 1 << 30),
+            ("1G", 1_000_000_000),
+            ("4096", 4096),
+        ] {
             assert_eq!(bytes(&text.into()), Ok(size), "{text}");
         }
     }

@@ -47,7 +47,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let canary = Canary::bind(config.canary_port)
         .await
-        .map_err(|source| RunError::Port { port: config.canary_port, source })?;
+        .map_err(|source| RunError::Port {
+            port: config.canary_port,
+            source,
+        })?;
     tokio::spawn(canary.serve());
     readiness.set("canary");
     let (port, server_metrics, server_readiness) = (config.http_port, metrics.clone(), readiness.clone());
@@ -79,8 +82,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         triggers.related_sandboxes,
         until_stopped(),
     ));
-    let policies =
-        tokio::spawn(policy::controller(context.clone(), triggers.policies, triggers.related_policies, until_stopped()));
+    let policies = tokio::spawn(policy::controller(
+        context.clone(),
+        triggers.policies,
+        triggers.related_policies,
+        until_stopped(),
+    ));
     let sweeper = tokio::spawn(sandbox::orphans::sweep(context.clone(), triggers.pods));
     let gauges = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_secs(10));
@@ -105,7 +112,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Ok(()) => {
             // What has begun is finished; then another replica may start at once.
             let _ = stop.send(true);
-            let _ = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(sandboxes, policies) }).await;
+            let _ = tokio::time::timeout(Duration::from_secs(10), async {
+                tokio::join!(sandboxes, policies)
+            })
+            .await;
             election.release().await;
         }
         // Without the lease nothing may be written any more: no graceful end.
@@ -129,14 +139,17 @@ async fn wait_for_facts(client: &Client, config: &Config) -> Facts {
 /// A name that no other process has: a restarted container keeps its pod's name, and must not take its own
 /// predecessor for itself.
 fn identity() -> String {
-    let name = std::env::var("POD_NAME").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_else(|_| "local".to_owned());
+    let name = std::env::var("POD_NAME")
+        .or_else(|_| std::env::var("HOSTNAME"))
+        .unwrap_or_else(|_| "local".to_owned());
     let started = k8s_openapi::jiff::Timestamp::now().as_microsecond();
     format!("{name}_{}_{started}", std::process::id())
 }
 
 async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };

@@ -41,11 +41,19 @@ pub fn first_difference(built: &Pod, live: &Pod) -> Option<String> {
     if built.metadata.labels != live.metadata.labels {
         return Some("metadata.labels".to_owned());
     }
-    let foreign = live.metadata.annotations.iter().flatten().find(|(key, _)| key.starts_with("io.katacontainers."));
+    let foreign = live
+        .metadata
+        .annotations
+        .iter()
+        .flatten()
+        .find(|(key, _)| key.starts_with("io.katacontainers."));
     if let Some((key, _)) = foreign {
         return Some(format!("metadata.annotations.{key}"));
     }
-    let (Ok(built), Ok(live)) = (serde_json::to_value(&built.spec), serde_json::to_value(&live.spec)) else {
+    let (Ok(built), Ok(live)) = (
+        serde_json::to_value(&built.spec),
+        serde_json::to_value(&live.spec),
+    ) else {
         return Some("spec".to_owned());
     };
     difference("spec", &built, &live)
@@ -80,9 +88,11 @@ fn difference(path: &str, built: &Value, live: &Value) -> Option<String> {
             if built.len() != live.len() {
                 return Some(path.to_owned());
             }
-            built.iter().zip(live).enumerate().find_map(|(index, (built, live))| {
-                difference(&format!("{path}[{index}]"), built, live)
-            })
+            built
+                .iter()
+                .zip(live)
+                .enumerate()
+                .find_map(|(index, (built, live))| difference(&format!("{path}[{index}]"), built, live))
         }
         (Value::String(built), Value::String(live)) if built != live => {
             let is_amount = path.contains(".resources.") || path.ends_with(".sizeLimit");

@@ -38,7 +38,10 @@ pub fn for_policy(namespace: &str, policy: &str, owner: OwnerReference) -> Netwo
         metadata: metadata(namespace, policy_name(policy), Some(owner)),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector {
-                match_labels: Some(BTreeMap::from([(names::LABEL_POLICY.to_owned(), policy.to_owned())])),
+                match_labels: Some(BTreeMap::from([(
+                    names::LABEL_POLICY.to_owned(),
+                    policy.to_owned(),
+                )])),
                 match_expressions: None,
             }),
             ..deny_both_ways()
@@ -55,7 +58,9 @@ pub fn policy_name(policy: &str) -> String {
 /// Whether `live` says just what `built` says.
 #[must_use]
 pub fn stands(live: &NetworkPolicy, built: &NetworkPolicy) -> bool {
-    let (Some(live), Some(built)) = (&live.spec, &built.spec) else { return false };
+    let (Some(live), Some(built)) = (&live.spec, &built.spec) else {
+        return false;
+    };
     let none = |rules: usize| rules == 0;
     live.pod_selector == built.pod_selector
         && live.policy_types == built.policy_types
@@ -70,11 +75,19 @@ pub fn widens(policy: &NetworkPolicy, pod_labels: &BTreeMap<String, String>) -> 
     let Some(spec) = &policy.spec else { return false };
     let has_rules = spec.ingress.as_ref().is_some_and(|rules| !rules.is_empty())
         || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
-    has_rules && spec.pod_selector.as_ref().is_none_or(|selector| selects(selector, pod_labels))
+    has_rules
+        && spec
+            .pod_selector
+            .as_ref()
+            .is_none_or(|selector| selects(selector, pod_labels))
 }
 
 fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let by_labels = selector
+        .match_labels
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels.get(key) == Some(value));
     let by_expressions = selector.match_expressions.iter().flatten().all(|requirement| {
         let have = labels.get(&requirement.key);
         let listed = || have.is_some_and(|value| requirement.values.iter().flatten().any(|v| v == value));
@@ -101,7 +114,10 @@ fn metadata(namespace: &str, name: String, owner: Option<OwnerReference>) -> Obj
     ObjectMeta {
         name: Some(name),
         namespace: Some(namespace.to_owned()),
-        labels: Some(BTreeMap::from([(names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned())])),
+        labels: Some(BTreeMap::from([(
+            names::LABEL_MANAGED_BY.to_owned(),
+            names::MANAGER.to_owned(),
+        )])),
         owner_references: owner.map(|owner| vec![owner]),
         ..ObjectMeta::default()
     }
@@ -127,12 +143,30 @@ mod tests {
     fn a_foreign_policy_widens_only_if_it_selects_our_pods_and_allows_something() {
         let table = [
             (json!({"podSelector": {}, "egress": [{}]}), true),
-            (json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}), true),
-            (json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}), false),
-            (json!({"podSelector": {"matchLabels": {"app": "web"}}, "egress": [{}]}), false),
-            (json!({"podSelector": {"matchLabels": {names::LABEL_POLICY: "default"}}, "egress": [{}]}), true),
-            (json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, "egress": [{}]}), true),
-            (json!({"podSelector": {"matchExpressions": [{"key": names::LABEL_SANDBOX, "operator": "NotIn", "values": ["job"]}]}, "egress": [{}]}), false),
+            (
+                json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}),
+                true,
+            ),
+            (
+                json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+                false,
+            ),
+            (
+                json!({"podSelector": {"matchLabels": {"app": "web"}}, "egress": [{}]}),
+                false,
+            ),
+            (
+                json!({"podSelector": {"matchLabels": {names::LABEL_POLICY: "default"}}, "egress": [{}]}),
+                true,
+            ),
+            (
+                json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, "egress": [{}]}),
+                true,
+            ),
+            (
+                json!({"podSelector": {"matchExpressions": [{"key": names::LABEL_SANDBOX, "operator": "NotIn", "values": ["job"]}]}, "egress": [{}]}),
+                false,
+            ),
         ];
         for (spec, expected) in table {
             assert_eq!(widens(&policy(spec.clone()), &labels()), expected, "{spec}");

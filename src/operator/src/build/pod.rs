@@ -54,7 +54,11 @@ impl RunIdentity {
     /// Name of the run's pod: two runs, and two sandboxes of one name after each other, never share one.
     #[must_use]
     pub fn pod_name(&self) -> String {
-        format!("{}-{}", self.sandbox, short_hash(&format!("{}/{}", self.sandbox_uid, self.run_id)))
+        format!(
+            "{}-{}",
+            self.sandbox,
+            short_hash(&format!("{}/{}", self.sandbox_uid, self.run_id))
+        )
     }
 
     /// A user id of the run's own, from the configured range: two runs on one node share no limits by user.
@@ -104,7 +108,10 @@ pub fn build(
             name: Some(identity.pod_name()),
             namespace: Some(identity.namespace.clone()),
             labels: Some(identity.labels()),
-            annotations: Some(BTreeMap::from([(names::ANNOTATION_RUN.to_owned(), identity.run_id.clone())])),
+            annotations: Some(BTreeMap::from([(
+                names::ANNOTATION_RUN.to_owned(),
+                identity.run_id.clone(),
+            )])),
             owner_references: Some(vec![identity.owner()]),
             finalizers: Some(vec![names::FINALIZER_RESULT.to_owned()]),
             ..ObjectMeta::default()
@@ -135,7 +142,10 @@ pub fn build(
             node_selector: (!run.node_selector.is_empty()).then(|| run.node_selector.clone()),
             tolerations: (!run.tolerations.is_empty()).then(|| run.tolerations.clone()),
             image_pull_secrets: (!run.pull_secrets.is_empty()).then(|| {
-                run.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect()
+                run.pull_secrets
+                    .iter()
+                    .map(|name| LocalObjectReference { name: name.clone() })
+                    .collect()
             }),
             volumes: Some(volumes(run)),
             init_containers: Some(vec![recorder(run, &run_spec, config)]),
@@ -175,7 +185,11 @@ fn run_spec(
             capture: run.capture,
             uid,
         },
-        mounted_files: run.config_maps.iter().map(|(_, mounted)| mounted.clone()).collect(),
+        mounted_files: run
+            .config_maps
+            .iter()
+            .map(|(_, mounted)| mounted.clone())
+            .collect(),
     }
 }
 
@@ -191,7 +205,12 @@ fn probe_targets(facts: &Facts) -> Vec<ProbeTarget> {
         expect: Expectation::Closed,
     };
     let mut targets = vec![
-        closed("apiserver", facts.api_server.0.to_string(), facts.api_server.1, Transport::Tcp),
+        closed(
+            "apiserver",
+            facts.api_server.0.to_string(),
+            facts.api_server.1,
+            Transport::Tcp,
+        ),
         closed("node", "$HOST_IP".to_owned(), 10_250, Transport::Tcp),
         closed("node", "$HOST_IP".to_owned(), 10_250, Transport::Udp),
         closed("metadata", "169.254.169.254".to_owned(), 80, Transport::Tcp),
@@ -202,9 +221,23 @@ fn probe_targets(facts: &Facts) -> Vec<ProbeTarget> {
         targets.push(closed("dns", dns.to_string(), 53, Transport::Udp));
     }
     for (index, address) in facts.canary.iter().enumerate() {
-        let name = if index == 0 { "canary".to_owned() } else { format!("canary-{index}") };
-        targets.push(closed(&name, address.to_string(), facts.canary_port, Transport::Tcp));
-        targets.push(closed(&name, address.to_string(), facts.canary_port, Transport::Udp));
+        let name = if index == 0 {
+            "canary".to_owned()
+        } else {
+            format!("canary-{index}")
+        };
+        targets.push(closed(
+            &name,
+            address.to_string(),
+            facts.canary_port,
+            Transport::Tcp,
+        ));
+        targets.push(closed(
+            &name,
+            address.to_string(),
+            facts.canary_port,
+            Transport::Udp,
+        ));
     }
     targets
 }
@@ -227,7 +260,10 @@ fn recorder(run: &AdmittedRun, run_spec: &RunSpec, config: &Config) -> Container
         image: Some(config.supervisor_image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
         restart_policy: Some("Always".to_owned()),
-        command: Some(vec![names::PATH_SUPERVISOR_IN_IMAGE.to_owned(), "record".to_owned()]),
+        command: Some(vec![
+            names::PATH_SUPERVISOR_IN_IMAGE.to_owned(),
+            "record".to_owned(),
+        ]),
         working_dir: Some("/".to_owned()),
         env: Some(env),
         lifecycle: Some(Lifecycle {
@@ -244,7 +280,11 @@ fn recorder(run: &AdmittedRun, run_spec: &RunSpec, config: &Config) -> Container
             ..Lifecycle::default()
         }),
         termination_message_policy: Some("File".to_owned()),
-        resources: Some(equal_resources(RECORDER_CPU_MILLIS, RECORDER_MEMORY_BYTES, RECORDER_DISK_BYTES)),
+        resources: Some(equal_resources(
+            RECORDER_CPU_MILLIS,
+            RECORDER_MEMORY_BYTES,
+            RECORDER_DISK_BYTES,
+        )),
         security_context: Some(restricted(config.recorder_uid())),
         volume_mounts: Some(mounts),
         ..Container::default()
@@ -315,7 +355,10 @@ fn volumes(run: &AdmittedRun) -> Vec<Volume> {
     for (index, (name, _)) in run.config_maps.iter().enumerate() {
         volumes.push(Volume {
             name: format!("files-{index}"),
-            config_map: Some(ConfigMapVolumeSource { name: name.clone(), ..ConfigMapVolumeSource::default() }),
+            config_map: Some(ConfigMapVolumeSource {
+                name: name.clone(),
+                ..ConfigMapVolumeSource::default()
+            }),
             ..Volume::default()
         });
     }
@@ -342,7 +385,10 @@ fn field_env(name: &str, path: &str) -> EnvVar {
         name: name.to_owned(),
         value: None,
         value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector { field_path: path.to_owned(), api_version: None }),
+            field_ref: Some(ObjectFieldSelector {
+                field_path: path.to_owned(),
+                api_version: None,
+            }),
             ..EnvVarSource::default()
         }),
     }
@@ -357,14 +403,20 @@ fn restricted(uid: u32) -> SecurityContext {
         privileged: Some(false),
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(true),
-        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            add: None,
+        }),
         seccomp_profile: Some(runtime_default()),
         ..SecurityContext::default()
     }
 }
 
 fn runtime_default() -> SeccompProfile {
-    SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
+    SeccompProfile {
+        type_: "RuntimeDefault".to_owned(),
+        localhost_profile: None,
+    }
 }
 
 /// Requests equal limits: Kata sizes its virtual machine by the limits, and mis-sizes it if either is missing.
@@ -374,7 +426,11 @@ fn equal_resources(cpu_millis: u64, memory_bytes: u64, disk_bytes: u64) -> Resou
         ("memory".to_owned(), from_bytes(memory_bytes)),
         ("ephemeral-storage".to_owned(), from_bytes(disk_bytes)),
     ]);
-    ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), claims: None }
+    ResourceRequirements {
+        requests: Some(amounts.clone()),
+        limits: Some(amounts),
+        claims: None,
+    }
 }
 
 fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
@@ -389,7 +445,10 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
 fn empty_dir(name: &str, bytes: u64) -> Volume {
     Volume {
         name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource { medium: None, size_limit: Some(from_bytes(bytes)) }),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: None,
+            size_limit: Some(from_bytes(bytes)),
+        }),
         ..Volume::default()
     }
 }

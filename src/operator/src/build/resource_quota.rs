@@ -35,7 +35,10 @@ pub fn build(namespace: &str, policy: &str, quota: &Quota, owner: OwnerReference
         metadata: ObjectMeta {
             name: Some(quota_name(policy)),
             namespace: Some(namespace.to_owned()),
-            labels: Some(BTreeMap::from([(names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned())])),
+            labels: Some(BTreeMap::from([(
+                names::LABEL_MANAGED_BY.to_owned(),
+                names::MANAGER.to_owned(),
+            )])),
             owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
@@ -51,11 +54,18 @@ pub fn build(namespace: &str, policy: &str, quota: &Quota, owner: OwnerReference
 /// Whether `live` bounds just what `built` bounds.
 #[must_use]
 pub fn stands(live: &ResourceQuota, built: &ResourceQuota) -> bool {
-    let (Some(live), Some(built)) = (&live.spec, &built.spec) else { return false };
-    let (live_hard, built_hard) = (live.hard.clone().unwrap_or_default(), built.hard.clone().unwrap_or_default());
+    let (Some(live), Some(built)) = (&live.spec, &built.spec) else {
+        return false;
+    };
+    let (live_hard, built_hard) = (
+        live.hard.clone().unwrap_or_default(),
+        built.hard.clone().unwrap_or_default(),
+    );
     live.scopes == built.scopes
         && live_hard.len() == built_hard.len()
         && live_hard.iter().all(|(name, amount)| {
-            built_hard.get(name).is_some_and(|other| crate::quantity::same_amount(&amount.0, &other.0))
+            built_hard
+                .get(name)
+                .is_some_and(|other| crate::quantity::same_amount(&amount.0, &other.0))
         })
 }

@@ -43,7 +43,9 @@ pub async fn controller(
 ) {
     let store = context.policies.clone();
     // Many sandboxes end at once; one look at their policy serves them all.
-    let config = controller::Config::default().concurrency(4).debounce(Duration::from_millis(50));
+    let config = controller::Config::default()
+        .concurrency(4)
+        .debounce(Duration::from_millis(50));
     Controller::for_stream(policies.map(Ok), store)
         .reconcile_on(related)
         .with_config(config)
@@ -72,7 +74,11 @@ async fn reconcile(policy: Arc<SandboxPolicy>, context: Arc<Context>) -> Result<
     let result = run_once(&policy, &context).await;
     match &result {
         Ok(_) => measured.ok(),
-        Err(error) => measured.error(if error.is_conflict() { "conflict" } else { "request" }),
+        Err(error) => measured.error(if error.is_conflict() {
+            "conflict"
+        } else {
+            "request"
+        }),
     }
     result
 }
@@ -85,7 +91,11 @@ async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, 
     let name = policy.name_any();
     let owner = owner_reference(policy);
     apply_network_policy(&network_policy::deny_all(&namespace), context).await?;
-    apply_network_policy(&network_policy::for_policy(&namespace, &name, owner.clone()), context).await?;
+    apply_network_policy(
+        &network_policy::for_policy(&namespace, &name, owner.clone()),
+        context,
+    )
+    .await?;
     let overlap = overlapping_quota(policy, context);
     apply_quota(policy, overlap.is_none(), owner, context).await?;
     prune_finished(policy, context).await?;
@@ -100,7 +110,10 @@ async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, 
 /// The policy as owner of what it needs; the garbage collector removes all of that with it.
 #[must_use]
 pub fn owner_reference(policy: &SandboxPolicy) -> OwnerReference {
-    OwnerReference { block_owner_deletion: Some(false), ..policy.controller_owner_ref(&()).unwrap_or_default() }
+    OwnerReference {
+        block_owner_deletion: Some(false),
+        ..policy.controller_owner_ref(&()).unwrap_or_default()
+    }
 }
 
 /// Why a policy keeps its sandboxes from starting although its fields are valid: a quota that can't be kept apart.
@@ -120,23 +133,50 @@ fn compose(
     now: Timestamp,
 ) {
     let generation = policy.metadata.generation;
-    let mut say = |type_: &str, say: &Say<'_>| conditions::set(&mut status.conditions, type_, say, generation, now);
-    say(types::NETWORK_READY, &Say::yes(reasons::IN_FORCE, "sandbox pods of this namespace are denied all traffic"));
+    let mut say =
+        |type_: &str, say: &Say<'_>| conditions::set(&mut status.conditions, type_, say, generation, now);
+    say(
+        types::NETWORK_READY,
+        &Say::yes(
+            reasons::IN_FORCE,
+            "sandbox pods of this namespace are denied all traffic",
+        ),
+    );
     let has_quota = policy.spec.quota.is_some();
     let overlap_message = overlap.map(|other| {
         format!("SandboxPolicy {other} of this namespace has a quota already, and a ResourceQuota can't tell the pods of two policies apart: give this policy a namespace of its own, or no quota")
     });
     match &overlap_message {
         Some(message) => say(types::QUOTA_READY, &Say::no(reasons::QUOTA_OVERLAPS, message)),
-        None if has_quota => say(types::QUOTA_READY, &Say::yes(reasons::IN_FORCE, "a ResourceQuota counts every sandbox of this namespace")),
-        None => say(types::QUOTA_READY, &Say::yes(reasons::NOT_REQUESTED, "the policy sets no quota")),
+        None if has_quota => say(
+            types::QUOTA_READY,
+            &Say::yes(
+                reasons::IN_FORCE,
+                "a ResourceQuota counts every sandbox of this namespace",
+            ),
+        ),
+        None => say(
+            types::QUOTA_READY,
+            &Say::yes(reasons::NOT_REQUESTED, "the policy sets no quota"),
+        ),
     }
-    let problems = valid::validate(&policy.spec, &context.config).err().unwrap_or_default();
+    let problems = valid::validate(&policy.spec, &context.config)
+        .err()
+        .unwrap_or_default();
     let unsupported = problems.unsupported.join("; ");
     if unsupported.is_empty() {
-        say(types::GATEWAY_READY, &Say::yes(reasons::NOT_REQUESTED, "the policy allows no egress, so no gateway is needed"));
+        say(
+            types::GATEWAY_READY,
+            &Say::yes(
+                reasons::NOT_REQUESTED,
+                "the policy allows no egress, so no gateway is needed",
+            ),
+        );
     } else {
-        say(types::GATEWAY_READY, &Say::no(reasons::NOT_SUPPORTED, &unsupported));
+        say(
+            types::GATEWAY_READY,
+            &Say::no(reasons::NOT_SUPPORTED, &unsupported),
+        );
     }
     let message = problems.message();
     if !problems.invalid.is_empty() {
@@ -146,7 +186,10 @@ fn compose(
     } else if let Some(message) = &overlap_message {
         say(types::READY, &Say::no(reasons::QUOTA_OVERLAPS, message));
     } else {
-        say(types::READY, &Say::yes(reasons::IN_FORCE, "the policy is enforced"));
+        say(
+            types::READY,
+            &Say::yes(reasons::IN_FORCE, "the policy is enforced"),
+        );
     }
     let ready = conditions::find(&status.conditions, types::READY).cloned();
     let stalled = match &ready {
@@ -173,27 +216,48 @@ fn counts(policy: &SandboxPolicy, context: &Context) -> SandboxCounts {
 
 fn of_policy(policy: &SandboxPolicy, context: &Context) -> Vec<Arc<AgentSandbox>> {
     let (name, namespace) = (policy.name_any(), policy.namespace());
-    let mine = |sandbox: &Arc<AgentSandbox>| sandbox.namespace() == namespace && sandbox.spec.policy_ref.name == name;
+    let mine = |sandbox: &Arc<AgentSandbox>| {
+        sandbox.namespace() == namespace && sandbox.spec.policy_ref.name == name
+    };
     context.sandboxes.state().into_iter().filter(mine).collect()
 }
 
 /// Deletes the oldest finished sandboxes above `cleanup.keepFinished`; what a GitOps tool tracks stays.
 async fn prune_finished(policy: &SandboxPolicy, context: &Context) -> Result<(), RequestError> {
-    let Some(keep) = policy.spec.cleanup.keep_finished.and_then(|n| usize::try_from(n).ok()) else { return Ok(()) };
+    let Some(keep) = policy
+        .spec
+        .cleanup
+        .keep_finished
+        .and_then(|n| usize::try_from(n).ok())
+    else {
+        return Ok(());
+    };
     let mut finished: Vec<_> = of_policy(policy, context)
         .into_iter()
-        .filter(|sandbox| sandbox.status.as_ref().is_some_and(is_finished) && sandbox.metadata.deletion_timestamp.is_none())
+        .filter(|sandbox| {
+            sandbox.status.as_ref().is_some_and(is_finished) && sandbox.metadata.deletion_timestamp.is_none()
+        })
         .filter(|sandbox| !is_gitops_tracked(sandbox))
         .collect();
     finished.sort_by_key(|sandbox| {
-        std::cmp::Reverse(sandbox.status.as_ref().and_then(|status| status.completion_time.as_ref().map(|t| t.0)))
+        std::cmp::Reverse(
+            sandbox
+                .status
+                .as_ref()
+                .and_then(|status| status.completion_time.as_ref().map(|t| t.0)),
+        )
     });
     for sandbox in finished.into_iter().skip(keep) {
         let (name, namespace) = (sandbox.name_any(), sandbox.namespace().unwrap_or_default());
         let api: Api<AgentSandbox> = Api::namespaced(context.client.clone(), &namespace);
-        let parameters = DeleteParams::background()
-            .preconditions(Preconditions { uid: sandbox.uid(), resource_version: None });
-        match context.request("delete", "AgentSandbox", &name, api.delete(&name, &parameters)).await {
+        let parameters = DeleteParams::background().preconditions(Preconditions {
+            uid: sandbox.uid(),
+            resource_version: None,
+        });
+        match context
+            .request("delete", "AgentSandbox", &name, api.delete(&name, &parameters))
+            .await
+        {
             Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
             _ => {}
         }
@@ -201,22 +265,42 @@ async fn prune_finished(policy: &SandboxPolicy, context: &Context) -> Result<(),
     Ok(())
 }
 
-async fn report(policy: &SandboxPolicy, status: &SandboxPolicyStatus, context: &Context) -> Result<(), RequestError> {
+async fn report(
+    policy: &SandboxPolicy,
+    status: &SandboxPolicyStatus,
+    context: &Context,
+) -> Result<(), RequestError> {
     let old = policy.status.clone().unwrap_or_default();
     if old == *status {
         return Ok(());
     }
     let name = policy.name_any();
-    let api: Api<SandboxPolicy> = Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());
-    let mut object = SandboxPolicy { status: Some(status.clone()), ..policy.clone() };
+    let api: Api<SandboxPolicy> =
+        Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());
+    let mut object = SandboxPolicy {
+        status: Some(status.clone()),
+        ..policy.clone()
+    };
     object.metadata.managed_fields = None;
-    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-    context.request("update", "SandboxPolicy/status", &name, api.replace_status(&name, &parameters, &object)).await?;
+    let parameters = PostParams {
+        field_manager: Some(names::MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    context
+        .request(
+            "update",
+            "SandboxPolicy/status",
+            &name,
+            api.replace_status(&name, &parameters, &object),
+        )
+        .await?;
     let ready = |status: &SandboxPolicyStatus| conditions::find(&status.conditions, types::READY).cloned();
     if let (old, Some(new)) = (ready(&old), ready(status))
         && old.is_none_or(|old| old.reason != new.reason)
     {
-        context.event(policy, new.status != "True", &new.reason, &new.message).await;
+        context
+            .event(policy, new.status != "True", &new.reason, &new.message)
+            .await;
     }
     Ok(())
 }
@@ -224,8 +308,12 @@ async fn report(policy: &SandboxPolicy, status: &SandboxPolicyStatus, context: &
 /// Applies one of our network policies unless it stands already.
 pub async fn apply_network_policy(built: &NetworkPolicy, context: &Context) -> Result<(), RequestError> {
     let (name, namespace) = (built.name_any(), built.namespace().unwrap_or_default());
-    let live = context.network_policies.get(&ObjectRef::new(&name).within(&namespace));
-    if live.is_some_and(|live| network_policy::stands(&live, built) && live.owner_references() == built.owner_references()) {
+    let live = context
+        .network_policies
+        .get(&ObjectRef::new(&name).within(&namespace));
+    if live.is_some_and(|live| {
+        network_policy::stands(&live, built) && live.owner_references() == built.owner_references()
+    }) {
         return Ok(());
     }
     let api: Api<NetworkPolicy> = Api::namespaced(context.client.clone(), &namespace);
@@ -236,14 +324,26 @@ pub async fn apply_network_policy(built: &NetworkPolicy, context: &Context) -> R
     object["spec"]["ingress"] = serde_json::json!([]);
     object["spec"]["egress"] = serde_json::json!([]);
     let parameters = PatchParams::apply(names::MANAGER).force();
-    context.request("apply", "NetworkPolicy", &name, api.patch(&name, &parameters, &Patch::Apply(object))).await?;
+    context
+        .request(
+            "apply",
+            "NetworkPolicy",
+            &name,
+            api.patch(&name, &parameters, &Patch::Apply(object)),
+        )
+        .await?;
     Ok(())
 }
 
 /// The older policy of the namespace that has a quota already.
 fn overlapping_quota(policy: &SandboxPolicy, context: &Context) -> Option<String> {
     policy.spec.quota.as_ref()?;
-    let key = |policy: &SandboxPolicy| (policy.metadata.creation_timestamp.as_ref().map(|t| t.0), policy.name_any());
+    let key = |policy: &SandboxPolicy| {
+        (
+            policy.metadata.creation_timestamp.as_ref().map(|t| t.0),
+            policy.name_any(),
+        )
+    };
     context
         .policies
         .state()
@@ -263,10 +363,20 @@ async fn apply_quota(
     let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
     let quota_name = resource_quota::quota_name(&name);
     let api: Api<ResourceQuota> = Api::namespaced(context.client.clone(), &namespace);
-    let live = context.quotas.get(&ObjectRef::new(&quota_name).within(&namespace));
+    let live = context
+        .quotas
+        .get(&ObjectRef::new(&quota_name).within(&namespace));
     let Some(quota) = policy.spec.quota.as_ref().filter(|_| allowed) else {
         if live.is_some() {
-            match context.request("delete", "ResourceQuota", &quota_name, api.delete(&quota_name, &DeleteParams::default())).await {
+            match context
+                .request(
+                    "delete",
+                    "ResourceQuota",
+                    &quota_name,
+                    api.delete(&quota_name, &DeleteParams::default()),
+                )
+                .await
+            {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
             }
@@ -278,7 +388,14 @@ async fn apply_quota(
         return Ok(());
     }
     let parameters = PatchParams::apply(names::MANAGER).force();
-    context.request("apply", "ResourceQuota", &quota_name, api.patch(&quota_name, &parameters, &Patch::Apply(&built))).await?;
+    context
+        .request(
+            "apply",
+            "ResourceQuota",
+            &quota_name,
+            api.patch(&quota_name, &parameters, &Patch::Apply(&built)),
+        )
+        .await?;
     Ok(())
 }
 
@@ -287,7 +404,11 @@ async fn apply_quota(
 pub fn phases(context: &Context) -> BTreeMap<Phase, i64> {
     let mut phases = BTreeMap::new();
     for sandbox in context.sandboxes.state() {
-        let phase = sandbox.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending);
+        let phase = sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.phase)
+            .unwrap_or(Phase::Pending);
         *phases.entry(phase).or_default() += 1;
     }
     phases

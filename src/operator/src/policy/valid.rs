@@ -122,14 +122,22 @@ impl PolicyProblems {
 /// Checks a policy against the operator's configuration, which stands above it.
 pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy, PolicyProblems> {
     let mut problems = PolicyProblems::default();
-    let runtime_class =
-        spec.isolation.runtime_class_name.clone().unwrap_or_else(|| config.default_runtime_class.clone());
+    let runtime_class = spec
+        .isolation
+        .runtime_class_name
+        .clone()
+        .unwrap_or_else(|| config.default_runtime_class.clone());
     check_isolation(spec, &runtime_class, config, &mut problems);
     check_images(spec, &mut problems);
     check_scheduling(spec, config, &mut problems);
     check_unsupported(spec, &mut problems);
 
-    let maximum = figures(spec.maximum.as_ref(), BUILT_IN_MAXIMUM, "spec.maximum", &mut problems);
+    let maximum = figures(
+        spec.maximum.as_ref(),
+        BUILT_IN_MAXIMUM,
+        "spec.maximum",
+        &mut problems,
+    );
     let defaults = figures(
         spec.defaults.as_ref(),
         BUILT_IN_DEFAULTS.at_most(&maximum),
@@ -138,13 +146,23 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
     );
     for (field, default, most) in defaults.beside(&maximum) {
         if default > most {
-            problems.invalid.push(format!("spec.defaults.{field} ({default}) is above spec.maximum.{field} ({most})"));
+            problems.invalid.push(format!(
+                "spec.defaults.{field} ({default}) is above spec.maximum.{field} ({most})"
+            ));
         }
     }
     for (field, quantity) in [
         ("cpu", spec.quota.as_ref().and_then(|quota| quota.cpu.as_ref())),
-        ("memory", spec.quota.as_ref().and_then(|quota| quota.memory.as_ref())),
-        ("ephemeralStorage", spec.quota.as_ref().and_then(|quota| quota.ephemeral_storage.as_ref())),
+        (
+            "memory",
+            spec.quota.as_ref().and_then(|quota| quota.memory.as_ref()),
+        ),
+        (
+            "ephemeralStorage",
+            spec.quota
+                .as_ref()
+                .and_then(|quota| quota.ephemeral_storage.as_ref()),
+        ),
     ] {
         if let Some(Err(error)) = quantity.map(quantity::bytes) {
             problems.invalid.push(format!("spec.quota.{field}: {error}"));
@@ -156,7 +174,11 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
     let images = spec.images.clone().unwrap_or_default();
     let scheduling = spec.scheduling.clone().unwrap_or_default();
     let workspace = spec.workspace.clone().unwrap_or_default();
-    let budgets = spec.maximum.as_ref().and_then(|maximum| maximum.limits.clone()).unwrap_or_default();
+    let budgets = spec
+        .maximum
+        .as_ref()
+        .and_then(|maximum| maximum.limits.clone())
+        .unwrap_or_default();
     Ok(ValidPolicy {
         runtime_class,
         minimum: spec.isolation.minimum,
@@ -188,7 +210,9 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
 
 fn check_isolation(spec: &SandboxPolicySpec, class: &str, config: &Config, problems: &mut PolicyProblems) {
     let isolation = &spec.isolation;
-    if !config.allowed_runtime_classes.is_empty() && !config.allowed_runtime_classes.iter().any(|c| c == class) {
+    if !config.allowed_runtime_classes.is_empty()
+        && !config.allowed_runtime_classes.iter().any(|c| c == class)
+    {
         problems.invalid.push(format!(
             "spec.isolation.runtimeClassName {class} is not one of those the operator allows ({})",
             config.allowed_runtime_classes.join(", ")
@@ -201,7 +225,9 @@ fn check_isolation(spec: &SandboxPolicySpec, class: &str, config: &Config, probl
         ));
     }
     if isolation.allow_root && !config.allow_root {
-        problems.invalid.push("spec.isolation.allowRoot is not allowed by the operator's configuration".to_owned());
+        problems
+            .invalid
+            .push("spec.isolation.allowRoot is not allowed by the operator's configuration".to_owned());
     }
     if isolation.allow_root && isolation.minimum != IsolationLevel::MicroVM {
         problems.invalid.push(
@@ -222,43 +248,76 @@ fn check_images(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
 }
 
 fn check_scheduling(spec: &SandboxPolicySpec, config: &Config, problems: &mut PolicyProblems) {
-    let Some(scheduling) = &spec.scheduling else { return };
+    let Some(scheduling) = &spec.scheduling else {
+        return;
+    };
     for key in scheduling.node_selector.keys() {
         if !config.allowed_node_selector_keys.contains(key) {
-            problems.invalid.push(format!("spec.scheduling.nodeSelector {key} is not allowed by the operator's configuration"));
+            problems.invalid.push(format!(
+                "spec.scheduling.nodeSelector {key} is not allowed by the operator's configuration"
+            ));
         }
     }
     for toleration in &scheduling.tolerations {
         let key = toleration.key.as_deref().unwrap_or("");
-        if !config.allowed_toleration_keys.iter().any(|allowed| allowed == key) {
-            problems.invalid.push(format!("spec.scheduling.tolerations {key:?} is not allowed by the operator's configuration"));
+        if !config
+            .allowed_toleration_keys
+            .iter()
+            .any(|allowed| allowed == key)
+        {
+            problems.invalid.push(format!(
+                "spec.scheduling.tolerations {key:?} is not allowed by the operator's configuration"
+            ));
         }
     }
     if let Some(class) = &scheduling.priority_class_name
         && !config.allowed_priority_classes.contains(class)
     {
-        problems.invalid.push(format!("spec.scheduling.priorityClassName {class} is not allowed by the operator's configuration"));
+        problems.invalid.push(format!(
+            "spec.scheduling.priorityClassName {class} is not allowed by the operator's configuration"
+        ));
     }
 }
 
 /// What has its place in the API and no enforcement yet is refused, never ignored.
 fn check_unsupported(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
-    if spec.egress.as_ref().is_some_and(|egress| !egress.allow.is_empty()) {
-        problems.unsupported.push("spec.egress.allow needs the egress gateway, which this version does not have".to_owned());
+    if spec
+        .egress
+        .as_ref()
+        .is_some_and(|egress| !egress.allow.is_empty())
+    {
+        problems
+            .unsupported
+            .push("spec.egress.allow needs the egress gateway, which this version does not have".to_owned());
     }
     if !spec.models.is_empty() {
-        problems.unsupported.push("spec.models needs the egress gateway, which this version does not have".to_owned());
+        problems
+            .unsupported
+            .push("spec.models needs the egress gateway, which this version does not have".to_owned());
     }
-    if spec.audit.as_ref().is_some_and(|audit| {
-        audit.require.commands || audit.require.files || audit.require.network
-    }) {
-        problems.unsupported.push("spec.audit.require: this version captures no commands, files or connections".to_owned());
+    if spec
+        .audit
+        .as_ref()
+        .is_some_and(|audit| audit.require.commands || audit.require.files || audit.require.network)
+    {
+        problems
+            .unsupported
+            .push("spec.audit.require: this version captures no commands, files or connections".to_owned());
     }
 }
 
-fn figures(ceilings: Option<&Ceilings>, otherwise: Figures, path: &str, problems: &mut PolicyProblems) -> Figures {
-    let resources = ceilings.and_then(|ceilings| ceilings.resources.clone()).unwrap_or_default();
-    let runtime = ceilings.and_then(|ceilings| ceilings.limits.as_ref()).and_then(|limits| limits.runtime_seconds);
+fn figures(
+    ceilings: Option<&Ceilings>,
+    otherwise: Figures,
+    path: &str,
+    problems: &mut PolicyProblems,
+) -> Figures {
+    let resources = ceilings
+        .and_then(|ceilings| ceilings.resources.clone())
+        .unwrap_or_default();
+    let runtime = ceilings
+        .and_then(|ceilings| ceilings.limits.as_ref())
+        .and_then(|limits| limits.runtime_seconds);
     let mut read = |field: &str,
                     given: Option<&Quantity>,
                     parse: fn(&Quantity) -> Result<u64, quantity::BadQuantity>,
@@ -266,16 +325,38 @@ fn figures(ceilings: Option<&Ceilings>, otherwise: Figures, path: &str, problems
         None => otherwise,
         Some(Ok(value)) => value,
         Some(Err(error)) => {
-            problems.invalid.push(format!("{path}.resources.{field}: {error}"));
+            problems
+                .invalid
+                .push(format!("{path}.resources.{field}: {error}"));
             otherwise
         }
     };
     Figures {
-        cpu_millis: read("cpu", resources.cpu.as_ref(), quantity::cpu_millis, otherwise.cpu_millis),
-        memory_bytes: read("memory", resources.memory.as_ref(), quantity::bytes, otherwise.memory_bytes),
-        disk_bytes: read("ephemeralStorage", resources.ephemeral_storage.as_ref(), quantity::bytes, otherwise.disk_bytes),
-        processes: resources.processes.and_then(|n| u32::try_from(n).ok()).unwrap_or(otherwise.processes),
-        runtime_seconds: runtime.and_then(|n| u32::try_from(n).ok()).unwrap_or(otherwise.runtime_seconds),
+        cpu_millis: read(
+            "cpu",
+            resources.cpu.as_ref(),
+            quantity::cpu_millis,
+            otherwise.cpu_millis,
+        ),
+        memory_bytes: read(
+            "memory",
+            resources.memory.as_ref(),
+            quantity::bytes,
+            otherwise.memory_bytes,
+        ),
+        disk_bytes: read(
+            "ephemeralStorage",
+            resources.ephemeral_storage.as_ref(),
+            quantity::bytes,
+            otherwise.disk_bytes,
+        ),
+        processes: resources
+            .processes
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(otherwise.processes),
+        runtime_seconds: runtime
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(otherwise.runtime_seconds),
     }
 }
 
@@ -297,8 +378,16 @@ impl Figures {
             ("resources.cpu", self.cpu_millis, other.cpu_millis),
             ("resources.memory", self.memory_bytes, other.memory_bytes),
             ("resources.ephemeralStorage", self.disk_bytes, other.disk_bytes),
-            ("resources.processes", self.processes.into(), other.processes.into()),
-            ("limits.runtimeSeconds", self.runtime_seconds.into(), other.runtime_seconds.into()),
+            (
+                "resources.processes",
+                self.processes.into(),
+                other.processes.into(),
+            ),
+            (
+                "limits.runtimeSeconds",
+                self.runtime_seconds.into(),
+                other.runtime_seconds.into(),
+            ),
         ]
     }
 }
@@ -324,7 +413,11 @@ mod tests {
 
     #[test]
     fn built_in_defaults_give_way_to_a_lower_maximum() {
-        let policy = validate(&spec(json!({"maximum": {"resources": {"memory": "64Mi"}}})), &config()).unwrap();
+        let policy = validate(
+            &spec(json!({"maximum": {"resources": {"memory": "64Mi"}}})),
+            &config(),
+        )
+        .unwrap();
         assert_eq!(policy.defaults.memory_bytes, 64 << 20);
     }
 

@@ -96,7 +96,11 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
     if let Some(ttl) = spec.ttl_seconds_after_finished
         && ttl > policy.maximum_ttl_seconds
     {
-        rejection.add(above("spec.ttlSecondsAfterFinished", ttl, policy.maximum_ttl_seconds));
+        rejection.add(above(
+            "spec.ttlSecondsAfterFinished",
+            ttl,
+            policy.maximum_ttl_seconds,
+        ));
     }
     let argv: Vec<String> = spec.command.iter().chain(&spec.args).flatten().cloned().collect();
     if argv.first().is_some_and(String::is_empty) {
@@ -106,7 +110,10 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
         rejection.add("spec.command and spec.args can't hold a NUL character".to_owned());
     }
     let command_bytes = argv.iter().map(String::len).sum::<usize>()
-        + env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        + env
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>();
     if command_bytes > COMMAND_MAX_BYTES {
         rejection.add(format!(
             "spec.command, spec.args and spec.env hold {command_bytes} bytes together, at most {COMMAND_MAX_BYTES} are possible"
@@ -140,7 +147,10 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
         config_maps,
         claim,
         claim_shared: policy.claims_shared,
-        capture: spec.result.as_ref().is_none_or(|result| result.capture != Capture::None),
+        capture: spec
+            .result
+            .as_ref()
+            .is_none_or(|result| result.capture != Capture::None),
         node_selector: policy.node_selector.clone(),
         tolerations: policy.tolerations.clone(),
         priority_class: policy.priority_class.clone(),
@@ -149,10 +159,17 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
 
 fn check_image(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Rejection) {
     if !image::is_allowed(&spec.image, &policy.images) {
-        rejection.add(format!("spec.image {} is in none of the allowed repositories ({})", spec.image, policy.images.join(", ")));
+        rejection.add(format!(
+            "spec.image {} is in none of the allowed repositories ({})",
+            spec.image,
+            policy.images.join(", ")
+        ));
     }
     if policy.require_digest && !image::has_digest(&spec.image) {
-        rejection.add(format!("spec.image {} is not named by digest, as the policy requires", spec.image));
+        rejection.add(format!(
+            "spec.image {} is not named by digest, as the policy requires",
+            spec.image
+        ));
     }
 }
 
@@ -168,7 +185,11 @@ fn figures(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Reject
         let Some(given) = given else { return otherwise };
         match parse(given) {
             Ok(value) if value > most => {
-                let most = if field == "cpu" { format!("{most}m") } else { in_binary_units(most) };
+                let most = if field == "cpu" {
+                    format!("{most}m")
+                } else {
+                    in_binary_units(most)
+                };
                 rejection.add(above(&format!("spec.resources.{field}"), given, most));
                 otherwise
             }
@@ -180,10 +201,20 @@ fn figures(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Reject
         }
     };
     let maximum = policy.maximum;
-    let cpu_millis =
-        read("cpu", resources.cpu.as_ref(), quantity::cpu_millis, maximum.cpu_millis, defaults.cpu_millis);
-    let memory_bytes =
-        read("memory", resources.memory.as_ref(), quantity::bytes, maximum.memory_bytes, defaults.memory_bytes);
+    let cpu_millis = read(
+        "cpu",
+        resources.cpu.as_ref(),
+        quantity::cpu_millis,
+        maximum.cpu_millis,
+        defaults.cpu_millis,
+    );
+    let memory_bytes = read(
+        "memory",
+        resources.memory.as_ref(),
+        quantity::bytes,
+        maximum.memory_bytes,
+        defaults.memory_bytes,
+    );
     let disk_bytes = read(
         "ephemeralStorage",
         resources.ephemeral_storage.as_ref(),
@@ -202,7 +233,12 @@ fn figures(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Reject
         cpu_millis,
         memory_bytes,
         disk_bytes,
-        processes: count("spec.resources.processes", resources.processes, maximum.processes, defaults.processes),
+        processes: count(
+            "spec.resources.processes",
+            resources.processes,
+            maximum.processes,
+            defaults.processes,
+        ),
         runtime_seconds: count(
             "spec.limits.runtimeSeconds",
             limits.runtime_seconds,
@@ -216,7 +252,10 @@ fn figures(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Reject
 /// for output, which the kubelet counts too.
 fn folders(spec: &AgentSandboxSpec, figures: &Figures, rejection: &mut Rejection) -> (u64, u64) {
     let default = figures.disk_bytes / 4 * 3;
-    let size = spec.workspace.as_ref().and_then(|workspace| workspace.size.as_ref());
+    let size = spec
+        .workspace
+        .as_ref()
+        .and_then(|workspace| workspace.size.as_ref());
     let workspace = match size.map(quantity::bytes) {
         None => default,
         Some(Ok(size)) if size > figures.disk_bytes => {
@@ -241,7 +280,11 @@ fn check_budgets(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut 
     let most = policy.maximum_budgets;
     for (field, asked, most) in [
         ("spec.limits.tokens", limits.tokens, most.tokens),
-        ("spec.limits.modelRequests", limits.model_requests, most.model_requests),
+        (
+            "spec.limits.modelRequests",
+            limits.model_requests,
+            most.model_requests,
+        ),
         ("spec.limits.steps", limits.steps, most.steps),
     ] {
         if let (Some(asked), Some(most)) = (asked, most)
@@ -281,15 +324,28 @@ fn files(spec: &AgentSandboxSpec, rejection: &mut Rejection) -> (Vec<FileSpec>, 
         let mode = u32::try_from(file.mode).unwrap_or_default() & 0o777;
         if let Some(content) = &file.content {
             total += content.len();
-            inline.push(FileSpec { path: path.clone(), content: BASE64.encode(content), mode });
+            inline.push(FileSpec {
+                path: path.clone(),
+                content: BASE64.encode(content),
+                mode,
+            });
         }
         if let Some(reference) = &file.config_map_ref {
             let source = format!("{}/{}", names::PATH_RECORDER_FILES, mounted.len());
-            mounted.push((reference.name.clone(), MountedFiles { source, path: path.clone(), mode }));
+            mounted.push((
+                reference.name.clone(),
+                MountedFiles {
+                    source,
+                    path: path.clone(),
+                    mode,
+                },
+            ));
         }
     }
     if total > FILES_MAX_BYTES {
-        rejection.add(format!("spec.files hold {total} bytes inline, at most {FILES_MAX_BYTES} are possible: use a ConfigMap"));
+        rejection.add(format!(
+            "spec.files hold {total} bytes inline, at most {FILES_MAX_BYTES} are possible: use a ConfigMap"
+        ));
     }
     (inline, mounted)
 }
@@ -297,7 +353,10 @@ fn files(spec: &AgentSandboxSpec, rejection: &mut Rejection) -> (Vec<FileSpec>, 
 fn is_safe_path(path: &str) -> bool {
     let relative = match path.strip_prefix('/') {
         None => path,
-        Some(absolute) => match absolute.strip_prefix("workspace/").or_else(|| absolute.strip_prefix("tmp/")) {
+        Some(absolute) => match absolute
+            .strip_prefix("workspace/")
+            .or_else(|| absolute.strip_prefix("tmp/"))
+        {
             Some(rest) => rest,
             None => return absolute == "workspace" || absolute == "tmp",
         },
@@ -306,7 +365,13 @@ fn is_safe_path(path: &str) -> bool {
 }
 
 fn claim(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Rejection) -> Option<String> {
-    let claim = spec.workspace.as_ref()?.persistent_volume_claim.as_ref()?.claim_name.clone();
+    let claim = spec
+        .workspace
+        .as_ref()?
+        .persistent_volume_claim
+        .as_ref()?
+        .claim_name
+        .clone();
     if !policy.claims.contains(&claim) {
         rejection.add(format!(
             "spec.workspace.persistentVolumeClaim.claimName {claim} is not among the policy's workspace.persistentVolumeClaims"
@@ -335,7 +400,10 @@ mod tests {
     use crate::testing::{config, policy, sandbox};
     use serde_json::json;
 
-    fn run(sandbox_spec: serde_json::Value, policy_spec: serde_json::Value) -> Result<AdmittedRun, Rejection> {
+    fn run(
+        sandbox_spec: serde_json::Value,
+        policy_spec: serde_json::Value,
+    ) -> Result<AdmittedRun, Rejection> {
         let policy = valid::validate(&policy(policy_spec).spec, &config()).unwrap();
         admit(&sandbox(sandbox_spec).spec, &policy)
     }
@@ -391,20 +459,35 @@ mod tests {
     #[test]
     fn a_session_is_refused_and_not_ignored() {
         let spec = json!({"session": {"idleTimeoutSeconds": 5}, "command": null});
-        assert!(run(spec, json!({})).unwrap_err().to_string().contains("spec.session"));
+        assert!(
+            run(spec, json!({}))
+                .unwrap_err()
+                .to_string()
+                .contains("spec.session")
+        );
     }
 
     #[test]
     fn private_images_are_pulled_each_time_unless_pinned() {
         let policy = json!({"images": {"pullSecrets": ["reg"]}});
-        assert_eq!(run(json!({}), policy.clone()).unwrap().pull_policy, PullPolicy::Always);
+        assert_eq!(
+            run(json!({}), policy.clone()).unwrap().pull_policy,
+            PullPolicy::Always
+        );
         let pinned = json!({"image": format!("reg.io/a@sha256:{}", "0".repeat(64))});
         assert_eq!(run(pinned, policy).unwrap().pull_policy, PullPolicy::IfNotPresent);
     }
 
     #[test]
     fn paths_that_leave_the_writable_folders_are_refused() {
-        for path in ["../a", "a/../../b", "/etc/x", "/workspace/../etc", "a//b", "/workspacex/a"] {
+        for path in [
+            "../a",
+            "a/../../b",
+            "/etc/x",
+            "/workspace/../etc",
+            "a//b",
+            "/workspacex/a",
+        ] {
             assert!(!is_safe_path(path), "{path}");
         }
         for path in ["main.py", "src/a.py", "/workspace/a", "/tmp/b"] {

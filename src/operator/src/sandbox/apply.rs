@@ -29,7 +29,14 @@ pub async fn create_pod(
     let built = pod::build(&world.identity, run, isolation, &context.facts, &context.config);
     let name = world.identity.pod_name();
     let pods = pods(world, context);
-    let created = context.request("create", "Pod", &name, pods.create(&PostParams::default(), &built)).await;
+    let created = context
+        .request(
+            "create",
+            "Pod",
+            &name,
+            pods.create(&PostParams::default(), &built),
+        )
+        .await;
     let live = match created {
         Ok(pod) => pod,
         Err(error) => match refusal(&error) {
@@ -58,7 +65,9 @@ pub async fn create_pod(
 /// behind, and a finished run must not run again.
 async fn confirm_unfinished(world: &World<'_>, context: &Context) -> Result<(), ReconcileError> {
     let name = world.sandbox.name_any();
-    let live = context.request("get", "AgentSandbox", &name, sandboxes(world, context).get(&name)).await?;
+    let live = context
+        .request("get", "AgentSandbox", &name, sandboxes(world, context).get(&name))
+        .await?;
     if live.metadata.resource_version == world.sandbox.metadata.resource_version {
         Ok(())
     } else {
@@ -88,7 +97,8 @@ pub async fn before(world: &World<'_>, decision: &Decision, context: &Context) -
     if let crate::sandbox::decide::NetworkView::NotReady = world.network
         && matches!(world.pod, PodState::Absent)
     {
-        crate::policy::apply_network_policy(&network_policy::deny_all(&world.identity.namespace), context).await?;
+        crate::policy::apply_network_policy(&network_policy::deny_all(&world.identity.namespace), context)
+            .await?;
     }
     for action in &decision.before {
         match action {
@@ -107,12 +117,23 @@ pub async fn report(world: &World<'_>, decision: &Decision, context: &Context) -
         return Ok(());
     }
     let name = world.sandbox.name_any();
-    let mut object = AgentSandbox { status: Some(decision.status.clone()), ..world.sandbox.clone() };
+    let mut object = AgentSandbox {
+        status: Some(decision.status.clone()),
+        ..world.sandbox.clone()
+    };
     object.metadata.managed_fields = None;
-    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+    let parameters = PostParams {
+        field_manager: Some(names::MANAGER.to_owned()),
+        ..PostParams::default()
+    };
     let api = sandboxes(world, context);
     context
-        .request("update", "AgentSandbox/status", &name, api.replace_status(&name, &parameters, &object))
+        .request(
+            "update",
+            "AgentSandbox/status",
+            &name,
+            api.replace_status(&name, &parameters, &object),
+        )
         .await
         .map(|_| ())
         .or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })?;
@@ -129,9 +150,20 @@ async fn tell(world: &World<'_>, old: &AgentSandboxStatus, new: &AgentSandboxSta
         if let Some(verdict) = verdict {
             context.metrics.finished(verdict);
         }
-        let message = new.result.as_ref().and_then(|result| result.message.clone()).unwrap_or_default();
+        let message = new
+            .result
+            .as_ref()
+            .and_then(|result| result.message.clone())
+            .unwrap_or_default();
         info!(%reason, "finished");
-        context.event(world.sandbox, !verdict.is_some_and(Reason::is_success), &reason, &message).await;
+        context
+            .event(
+                world.sandbox,
+                !verdict.is_some_and(Reason::is_success),
+                &reason,
+                &message,
+            )
+            .await;
         return;
     }
     if old.reason == new.reason && old.run_id == new.run_id || status::is_finished(new) {
@@ -141,9 +173,13 @@ async fn tell(world: &World<'_>, old: &AgentSandboxStatus, new: &AgentSandboxSta
         && let (Some(created), Some(isolation)) = (&world.sandbox.metadata.creation_timestamp, &new.isolation)
     {
         let seconds = world.now.duration_since(created.0).as_secs_f64();
-        context.metrics.start_duration(isolation.runtime_class_name.as_deref().unwrap_or_default(), seconds);
+        context.metrics.start_duration(
+            isolation.runtime_class_name.as_deref().unwrap_or_default(),
+            seconds,
+        );
     }
-    let warning = matches!(new.phase, Some(Phase::Pending | Phase::Queued)) || reason == agentsandbox_api::condition::reasons::IMAGE_PULL_RETRYING;
+    let warning = matches!(new.phase, Some(Phase::Pending | Phase::Queued))
+        || reason == agentsandbox_api::condition::reasons::IMAGE_PULL_RETRYING;
     if warning || new.phase == Some(Phase::Running) {
         let message = crate::conditions::find(&new.conditions, agentsandbox_api::condition::types::READY)
             .map(|ready| ready.message.clone())
@@ -156,7 +192,9 @@ async fn tell(world: &World<'_>, old: &AgentSandboxStatus, new: &AgentSandboxSta
 pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) -> Result<(), ReconcileError> {
     for action in &decision.after {
         match (action, &world.pod) {
-            (Action::DeletePod, PodState::Present(pod)) => delete(world, &pod.name, &pod.uid, None, context).await?,
+            (Action::DeletePod, PodState::Present(pod)) => {
+                delete(world, &pod.name, &pod.uid, None, context).await?
+            }
             (Action::ReleasePod, PodState::Present(pod)) => {
                 release(&pods(world, context), &pod.name, &pod.uid, context).await?;
             }
@@ -164,9 +202,19 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
             (Action::DeleteSandbox, _) => {
                 let name = world.sandbox.name_any();
                 let uid = world.sandbox.uid();
-                let parameters = DeleteParams::background().preconditions(Preconditions { uid, resource_version: None });
+                let parameters = DeleteParams::background().preconditions(Preconditions {
+                    uid,
+                    resource_version: None,
+                });
                 ignore_missing(
-                    context.request("delete", "AgentSandbox", &name, sandboxes(world, context).delete(&name, &parameters)).await,
+                    context
+                        .request(
+                            "delete",
+                            "AgentSandbox",
+                            &name,
+                            sandboxes(world, context).delete(&name, &parameters),
+                        )
+                        .await,
                 )?;
             }
             _ => {}
@@ -177,22 +225,44 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
 
 /// Marks the pod with the cause, so that a restarted operator knows it, and deletes it; its finalizer keeps it
 /// until its result is known.
-async fn end_pod(world: &World<'_>, reason: Reason, message: &str, context: &Context) -> Result<(), ReconcileError> {
-    let PodState::Present(pod) = &world.pod else { return Ok(()) };
+async fn end_pod(
+    world: &World<'_>,
+    reason: Reason,
+    message: &str,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let PodState::Present(pod) = &world.pod else {
+        return Ok(());
+    };
     let mark = json!({"metadata": {"uid": pod.uid, "annotations": {
         names::ANNOTATION_CAUSE: reason.as_str(),
         names::ANNOTATION_CAUSE_MESSAGE: message.chars().take(900).collect::<String>(),
     }}});
     let api = pods(world, context);
     ignore_missing(
-        context.request("patch", "Pod", &pod.name, api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(mark))).await,
+        context
+            .request(
+                "patch",
+                "Pod",
+                &pod.name,
+                api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(mark)),
+            )
+            .await,
     )?;
     info!(%reason, message, "ending the run");
     delete(world, &pod.name, &pod.uid, None, context).await
 }
 
 async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), ReconcileError> {
-    let PodState::OfEarlierRun { uid, name, deleting, held } = &world.pod else { return Ok(()) };
+    let PodState::OfEarlierRun {
+        uid,
+        name,
+        deleting,
+        held,
+    } = &world.pod
+    else {
+        return Ok(());
+    };
     if !deleting {
         delete(world, name, uid, None, context).await?;
     }
@@ -209,17 +279,38 @@ async fn delete(
     grace: Option<u32>,
     context: &Context,
 ) -> Result<(), ReconcileError> {
-    let parameters = DeleteParams { grace_period_seconds: grace, ..DeleteParams::default() }
-        .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
-    ignore_missing(context.request("delete", "Pod", name, pods(world, context).delete(name, &parameters)).await)
+    let parameters = DeleteParams {
+        grace_period_seconds: grace,
+        ..DeleteParams::default()
+    }
+    .preconditions(Preconditions {
+        uid: Some(uid.to_owned()),
+        resource_version: None,
+    });
+    ignore_missing(
+        context
+            .request(
+                "delete",
+                "Pod",
+                name,
+                pods(world, context).delete(name, &parameters),
+            )
+            .await,
+    )
 }
 
 /// Takes our finalizer off a pod; other finalizers stay.
 pub async fn release(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -> Result<(), ReconcileError> {
-    let live = context.request("get", "Pod", name, api.get_metadata_opt(name)).await?;
-    let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(uid)) else { return Ok(()) };
+    let live = context
+        .request("get", "Pod", name, api.get_metadata_opt(name))
+        .await?;
+    let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(uid)) else {
+        return Ok(());
+    };
     let finalizers = live.metadata.finalizers.clone().unwrap_or_default();
-    let Some(index) = finalizers.iter().position(|name| name == names::FINALIZER_RESULT) else { return Ok(()) };
+    let Some(index) = finalizers.iter().position(|name| name == names::FINALIZER_RESULT) else {
+        return Ok(());
+    };
     let path = format!("/metadata/finalizers/{index}");
     let patch: Patch<()> = Patch::Json(
         serde_json::from_value(json!([
@@ -228,7 +319,16 @@ pub async fn release(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -
         ]))
         .unwrap_or_default(),
     );
-    ignore_missing(context.request("patch", "Pod", name, api.patch(name, &PatchParams::default(), &patch)).await)
+    ignore_missing(
+        context
+            .request(
+                "patch",
+                "Pod",
+                name,
+                api.patch(name, &PatchParams::default(), &patch),
+            )
+            .await,
+    )
 }
 
 /// Whatever was to be changed or deleted is gone: that will do.

@@ -208,12 +208,16 @@ pub fn decide(world: &World<'_>) -> Decision {
         ),
         PodState::Present(pod) => with_pod(world, pod),
         PodState::Absent if has_had_pod(world) => {
-            let reason = if world.node.is_none() && recorded(world).and_then(|s| s.node_name.as_ref()).is_some() {
-                Reason::NodeLost
-            } else {
-                Reason::SandboxLost
-            };
-            finish(world, Verdict::of_operator(reason, "the run's pod is gone; it is not run again", world.now))
+            let reason =
+                if world.node.is_none() && recorded(world).and_then(|s| s.node_name.as_ref()).is_some() {
+                    Reason::NodeLost
+                } else {
+                    Reason::SandboxLost
+                };
+            finish(
+                world,
+                Verdict::of_operator(reason, "the run's pod is gone; it is not run again", world.now),
+            )
         }
         PodState::Absent => without_pod(world),
     }
@@ -250,13 +254,23 @@ fn after_the_end(world: &World<'_>) -> Option<Decision> {
     } else if let Some(time) = expires {
         wake = Some(wake.map_or(until(time, world.now), |other| other.min(until(time, world.now))));
     }
-    Some(Decision { before: Vec::new(), status: next, after, wake })
+    Some(Decision {
+        before: Vec::new(),
+        status: next,
+        after,
+        wake,
+    })
 }
 
 fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
     let creation_trouble = match &world.creation {
-        Some(Creation::Mutated(what)) => Some(format!("the API server returned a pod with another {what} than was built; a webhook changed it")),
-        _ => pod.tampered.as_ref().map(|what| format!("the pod was changed after it was made: {what}")),
+        Some(Creation::Mutated(what)) => Some(format!(
+            "the API server returned a pod with another {what} than was built; a webhook changed it"
+        )),
+        _ => pod
+            .tampered
+            .as_ref()
+            .map(|what| format!("the pod was changed after it was made: {what}")),
     };
     if pod.has_ended() || nothing_will_come(world, pod) {
         let expected = Expected {
@@ -266,9 +280,13 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
             node_boot_id: world.node.as_ref().map(|node| node.boot_id.as_str()),
         };
         let mut verdict = judge(pod, expected, world.now);
-        if !pod.has_ended() && verdict.reason == Reason::SandboxLost && world.node.as_ref().is_none_or(|node| !node.ready) {
+        if !pod.has_ended()
+            && verdict.reason == Reason::SandboxLost
+            && world.node.as_ref().is_none_or(|node| !node.ready)
+        {
             verdict.reason = Reason::NodeLost;
-            "the node stopped reporting; whether the process has stopped is not known".clone_into(&mut verdict.message);
+            "the node stopped reporting; whether the process has stopped is not known"
+                .clone_into(&mut verdict.message);
         }
         return finish(world, verdict);
     }
@@ -277,8 +295,16 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
         let wake = until_after(pod.deleted, ending_seconds(world), world.now);
         return stay(world, stage, Vec::new(), Some(wake));
     }
-    if let Some((reason, message)) = creation_trouble.map(|why| (Reason::PodMutated, why)).or_else(|| end_cause(world, pod)) {
-        return stay(world, stage, vec![Action::EndPod(reason, message)], Some(Duration::from_secs(5)));
+    if let Some((reason, message)) = creation_trouble
+        .map(|why| (Reason::PodMutated, why))
+        .or_else(|| end_cause(world, pod))
+    {
+        return stay(
+            world,
+            stage,
+            vec![Action::EndPod(reason, message)],
+            Some(Duration::from_secs(5)),
+        );
     }
     let wake = next_deadline(world, pod);
     stay(world, stage, Vec::new(), Some(wake))
@@ -291,20 +317,39 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
     }
     match &world.policy {
         PolicyView::Missing => {
-            return Some((Reason::PolicyDeleted, format!("SandboxPolicy {} was deleted during the run", world.identity.policy)));
+            return Some((
+                Reason::PolicyDeleted,
+                format!(
+                    "SandboxPolicy {} was deleted during the run",
+                    world.identity.policy
+                ),
+            ));
         }
         // The built-in policy that takes a deleted one's place is not the one the run was accepted under.
         PolicyView::Valid { generation: 0, .. } if began_under_object(world) => {
-            return Some((Reason::PolicyDeleted, format!("SandboxPolicy {} was deleted during the run", world.identity.policy)));
+            return Some((
+                Reason::PolicyDeleted,
+                format!(
+                    "SandboxPolicy {} was deleted during the run",
+                    world.identity.policy
+                ),
+            ));
         }
         PolicyView::Valid { policy, .. } => match admit(&world.sandbox.spec, policy) {
             Err(rejection) => {
-                return Some((Reason::PolicyRejected, format!("the policy was tightened during the run: {rejection}")));
+                return Some((
+                    Reason::PolicyRejected,
+                    format!("the policy was tightened during the run: {rejection}"),
+                ));
             }
             Ok(run) => {
-                let started_with = recorded(world).and_then(|s| s.isolation.as_ref()?.runtime_class_name.clone());
+                let started_with =
+                    recorded(world).and_then(|s| s.isolation.as_ref()?.runtime_class_name.clone());
                 if started_with.is_some_and(|class| class != run.runtime_class) {
-                    return Some((Reason::PolicyRejected, "the policy names another runtime class since the run began".to_owned()));
+                    return Some((
+                        Reason::PolicyRejected,
+                        "the policy names another runtime class since the run began".to_owned(),
+                    ));
                 }
             }
         },
@@ -314,15 +359,34 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
     if let NetworkView::Widened(by) = &world.network {
         return Some((Reason::NetworkNotIsolated, widened_message(by)));
     }
-    let age = |seconds: u32| pod.created.is_some_and(|created| world.now >= created + SignedDuration::from_secs(seconds.into()));
+    let age = |seconds: u32| {
+        pod.created
+            .is_some_and(|created| world.now >= created + SignedDuration::from_secs(seconds.into()))
+    };
     if let Some(pull) = pod.failing_pull() {
-        return (pull.hopeless || age(world.config.image_pull_timeout_seconds)).then_some((Reason::ImagePullFailed, pull.message));
+        return (pull.hopeless || age(world.config.image_pull_timeout_seconds))
+            .then_some((Reason::ImagePullFailed, pull.message));
     }
     if !pod.agent.started && pod.agent.ended.is_none() && age(world.config.start_timeout_seconds) {
-        let why = pod.unschedulable.clone().or_else(|| pod.waiting_message()).unwrap_or_else(|| "the pod did not report".to_owned());
-        return Some((Reason::StartTimeout, format!("the command did not start within {} s: {why}", world.config.start_timeout_seconds)));
+        let why = pod
+            .unschedulable
+            .clone()
+            .or_else(|| pod.waiting_message())
+            .unwrap_or_else(|| "the pod did not report".to_owned());
+        return Some((
+            Reason::StartTimeout,
+            format!(
+                "the command did not start within {} s: {why}",
+                world.config.start_timeout_seconds
+            ),
+        ));
     }
-    age(last_line_seconds(world)).then(|| (Reason::DeadlineExceeded, "the sandbox ran past its deadline and did not report".to_owned()))
+    age(last_line_seconds(world)).then(|| {
+        (
+            Reason::DeadlineExceeded,
+            "the sandbox ran past its deadline and did not report".to_owned(),
+        )
+    })
 }
 
 fn current_stage(world: &World<'_>, pod: &PodView) -> Stage {
@@ -334,7 +398,10 @@ fn current_stage(world: &World<'_>, pod: &PodView) -> Stage {
         return Stage::Running;
     }
     let (reason, message) = if let Some(pull) = pod.failing_pull() {
-        (reasons::IMAGE_PULL_RETRYING, pull.message.split(": ").take(2).collect::<Vec<_>>().join(": "))
+        (
+            reasons::IMAGE_PULL_RETRYING,
+            pull.message.split(": ").take(2).collect::<Vec<_>>().join(": "),
+        )
     } else if let Some(why) = &pod.unschedulable {
         (reasons::SCHEDULING, why.clone())
     } else {
@@ -346,13 +413,28 @@ fn current_stage(world: &World<'_>, pod: &PodView) -> Stage {
 fn without_pod(world: &World<'_>) -> Decision {
     let spec = &world.sandbox.spec;
     if spec.stop {
-        return finish(world, Verdict::of_operator(Reason::Stopped, "spec.stop was set before the run began", world.now));
+        return finish(
+            world,
+            Verdict::of_operator(
+                Reason::Stopped,
+                "spec.stop was set before the run began",
+                world.now,
+            ),
+        );
     }
     let policy = match &world.policy {
         PolicyView::Missing => {
-            let age = world.sandbox.metadata.creation_timestamp.as_ref().map(|time| world.now.duration_since(time.0).as_secs());
+            let age = world
+                .sandbox
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| world.now.duration_since(time.0).as_secs());
             let stalled = age.is_none_or(|age| age >= POLICY_PATIENCE_SECONDS);
-            let message = format!("SandboxPolicy {} does not exist in this namespace", world.identity.policy);
+            let message = format!(
+                "SandboxPolicy {} does not exist in this namespace",
+                world.identity.policy
+            );
             return wait(world, reasons::POLICY_NOT_FOUND, message, stalled);
         }
         PolicyView::NotReady(why) => {
@@ -366,7 +448,10 @@ fn without_pod(world: &World<'_>) -> Decision {
         Err(rejection) => return reject(world, &rejection),
     };
     let Some(handler) = &world.runtime_handler else {
-        let message = format!("RuntimeClass {} does not exist in this cluster", run.runtime_class);
+        let message = format!(
+            "RuntimeClass {} does not exist in this cluster",
+            run.runtime_class
+        );
         return wait(world, reasons::RUNTIME_CLASS_NOT_FOUND, message, true);
     };
     if let Err(why) = &world.inputs {
@@ -381,12 +466,26 @@ fn without_pod(world: &World<'_>) -> Decision {
         NetworkView::Closed => {}
     }
     match &world.creation {
-        Some(Creation::Conflict(why)) => return finish(world, Verdict::of_operator(Reason::PodConflict, why.clone(), world.now)),
-        Some(Creation::Mutated(why)) => return finish(world, Verdict::of_operator(Reason::PodMutated, why.clone(), world.now)),
+        Some(Creation::Conflict(why)) => {
+            return finish(
+                world,
+                Verdict::of_operator(Reason::PodConflict, why.clone(), world.now),
+            );
+        }
+        Some(Creation::Mutated(why)) => {
+            return finish(
+                world,
+                Verdict::of_operator(Reason::PodMutated, why.clone(), world.now),
+            );
+        }
         Some(Creation::QuotaExceeded(why)) => return hold(world, reasons::QUOTA_EXCEEDED, why.clone()),
         Some(Creation::Refused(why)) => return hold(world, reasons::POD_REFUSED, why.clone()),
         Some(Creation::NamespaceTerminating) => {
-            return hold(world, reasons::NAMESPACE_TERMINATING, "the namespace is being deleted".to_owned());
+            return hold(
+                world,
+                reasons::NAMESPACE_TERMINATING,
+                "the namespace is being deleted".to_owned(),
+            );
         }
         None => {}
     }
@@ -394,7 +493,11 @@ fn without_pod(world: &World<'_>) -> Decision {
         return hold(world, reasons::SUSPENDED, "spec.suspend is set".to_owned());
     }
     if world.behind_in_queue {
-        return hold(world, reasons::QUOTA_EXCEEDED, "older sandboxes of this namespace wait for the quota".to_owned());
+        return hold(
+            world,
+            reasons::QUOTA_EXCEEDED,
+            "older sandboxes of this namespace wait for the quota".to_owned(),
+        );
     }
     let isolation = IsolationRequirement {
         minimum: run.minimum,
@@ -410,19 +513,41 @@ fn without_pod(world: &World<'_>) -> Decision {
 }
 
 fn reject(world: &World<'_>, rejection: &Rejection) -> Decision {
-    finish(world, Verdict::of_operator(Reason::PolicyRejected, rejection.to_string(), world.now))
+    finish(
+        world,
+        Verdict::of_operator(Reason::PolicyRejected, rejection.to_string(), world.now),
+    )
 }
 
 fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool) -> Decision {
-    stay(world, Stage::Waiting { reason, message, stalled }, Vec::new(), Some(WAITING_RECHECK))
+    stay(
+        world,
+        Stage::Waiting {
+            reason,
+            message,
+            stalled,
+        },
+        Vec::new(),
+        Some(WAITING_RECHECK),
+    )
 }
 
 fn hold(world: &World<'_>, reason: &'static str, message: String) -> Decision {
-    stay(world, Stage::Held { reason, message }, Vec::new(), Some(WAITING_RECHECK))
+    stay(
+        world,
+        Stage::Held { reason, message },
+        Vec::new(),
+        Some(WAITING_RECHECK),
+    )
 }
 
 fn stay(world: &World<'_>, stage: Stage, before: Vec<Action>, wake: Option<Duration>) -> Decision {
-    Decision { before, status: status::compose(world, &stage), after: Vec::new(), wake }
+    Decision {
+        before,
+        status: status::compose(world, &stage),
+        after: Vec::new(),
+        wake,
+    }
 }
 
 /// Writes the verdict, then lets the pod go: neither a drain nor a `kubectl delete pod` loses a result.
@@ -448,7 +573,12 @@ fn finish(world: &World<'_>, verdict: Verdict) -> Decision {
             after.push(Action::DeleteSandbox);
         }
     }
-    Decision { before: Vec::new(), status, after, wake }
+    Decision {
+        before: Vec::new(),
+        status,
+        after,
+        wake,
+    }
 }
 
 /// Whether no report can be expected any more from a pod that has not ended.
@@ -457,7 +587,8 @@ fn nothing_will_come(world: &World<'_>, pod: &PodView) -> bool {
         since.is_some_and(|since| world.now >= since + SignedDuration::from_secs(seconds))
     };
     let agent_ended = pod.agent.ended.as_ref().and_then(|end| end.finished_at);
-    pod.is_winding_down() && passed(agent_ended, WINDING_DOWN_SECONDS) || passed(pod.deleted, ending_seconds(world))
+    pod.is_winding_down() && passed(agent_ended, WINDING_DOWN_SECONDS)
+        || passed(pod.deleted, ending_seconds(world))
 }
 
 /// From the deletion of a pod to the moment from which nothing more is expected of its node.
@@ -469,9 +600,8 @@ fn ending_seconds(world: &World<'_>) -> i64 {
 /// creation.
 fn last_line_seconds(world: &World<'_>) -> u32 {
     let runtime = match &world.policy {
-        PolicyView::Valid { policy, .. } => {
-            admit(&world.sandbox.spec, policy).map_or(policy.maximum.runtime_seconds, |run| run.figures.runtime_seconds)
-        }
+        PolicyView::Valid { policy, .. } => admit(&world.sandbox.spec, policy)
+            .map_or(policy.maximum.runtime_seconds, |run| run.figures.runtime_seconds),
         _ => 0,
     };
     world.config.start_timeout_seconds + runtime + 2 * world.config.deadline_grace_seconds
@@ -488,19 +618,31 @@ fn next_deadline(world: &World<'_>, pod: &PodView) -> Duration {
     if pod.is_winding_down() {
         return Duration::from_secs(5);
     }
-    seconds.into_iter().map(|seconds| until_after(pod.created, seconds, world.now)).min().unwrap_or(WAITING_RECHECK)
+    seconds
+        .into_iter()
+        .map(|seconds| until_after(pod.created, seconds, world.now))
+        .min()
+        .unwrap_or(WAITING_RECHECK)
 }
 
 fn expiration(world: &World<'_>, status: &AgentSandboxStatus) -> Option<Timestamp> {
     let ended = status.completion_time.as_ref()?.0;
     let cleanup = cleanup(world);
     let succeeded = status::reason(status).is_some_and(Reason::is_success);
-    let by_policy = if succeeded { cleanup.succeeded_ttl_seconds } else { cleanup.failed_ttl_seconds };
+    let by_policy = if succeeded {
+        cleanup.succeeded_ttl_seconds
+    } else {
+        cleanup.failed_ttl_seconds
+    };
     let most = match &world.policy {
         PolicyView::Valid { policy, .. } => policy.maximum_ttl_seconds,
         _ => i64::MAX,
     };
-    let ttl = world.sandbox.spec.ttl_seconds_after_finished.map_or(by_policy, |ttl| ttl.min(most.max(by_policy)));
+    let ttl = world
+        .sandbox
+        .spec
+        .ttl_seconds_after_finished
+        .map_or(by_policy, |ttl| ttl.min(most.max(by_policy)));
     Some(ended + SignedDuration::from_secs(ttl))
 }
 
@@ -526,7 +668,11 @@ fn deletes_sandbox(world: &World<'_>, status: &mut AgentSandboxStatus) -> bool {
 #[must_use]
 pub fn is_gitops_tracked(sandbox: &AgentSandbox) -> bool {
     let meta = &sandbox.metadata;
-    let annotated = meta.annotations.iter().flatten().any(|(key, _)| key == "argocd.argoproj.io/tracking-id");
+    let annotated = meta
+        .annotations
+        .iter()
+        .flatten()
+        .any(|(key, _)| key == "argocd.argoproj.io/tracking-id");
     let labelled = meta.labels.iter().flatten().any(|(key, _)| {
         key == "app.kubernetes.io/instance"
             || key == "kustomize.toolkit.fluxcd.io/name"
@@ -545,11 +691,17 @@ fn minimum(world: &World<'_>) -> agentsandbox_api::isolation::IsolationLevel {
 
 /// The status, if it speaks of this run.
 pub(super) fn recorded<'a>(world: &World<'a>) -> Option<&'a AgentSandboxStatus> {
-    world.sandbox.status.as_ref().filter(|status| status.run_id.as_deref() == Some(world.sandbox.spec.run_id.as_str()))
+    world
+        .sandbox
+        .status
+        .as_ref()
+        .filter(|status| status.run_id.as_deref() == Some(world.sandbox.spec.run_id.as_str()))
 }
 
 fn began_under_object(world: &World<'_>) -> bool {
-    recorded(world).and_then(|status| status.policy.as_ref()).is_some_and(|policy| policy.generation > 0)
+    recorded(world)
+        .and_then(|status| status.policy.as_ref())
+        .is_some_and(|policy| policy.generation > 0)
 }
 
 fn has_had_pod(world: &World<'_>) -> bool {
@@ -557,7 +709,9 @@ fn has_had_pod(world: &World<'_>) -> bool {
 }
 
 fn widened_message(by: &str) -> String {
-    format!("NetworkPolicy {by} of somebody else's also selects sandbox pods and allows traffic; policies add up, so remove it or narrow its podSelector")
+    format!(
+        "NetworkPolicy {by} of somebody else's also selects sandbox pods and allows traffic; policies add up, so remove it or narrow its podSelector"
+    )
 }
 
 fn until(time: Timestamp, now: Timestamp) -> Duration {

@@ -34,27 +34,42 @@ pub async fn dereference<'a>(
         run_id: sandbox.spec.run_id.clone(),
         policy: policy_name.clone(),
     };
-    let policy_object = context.policies.get(&ObjectRef::new(&policy_name).within(&namespace));
+    let policy_object = context
+        .policies
+        .get(&ObjectRef::new(&policy_name).within(&namespace));
     let policy = policy_view(policy_object.as_deref(), &policy_name, context);
     let pod = find_pod(sandbox, &identity, context).await?;
     let node = match &pod {
         PodState::Present(view) => view.node.as_deref(),
-        _ => sandbox.status.as_ref().and_then(|status| status.node_name.as_deref()),
+        _ => sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.node_name.as_deref()),
     }
     .and_then(|name| context.nodes.get(&ObjectRef::new(name)))
     .map(|node| node_view(&node));
     let runtime_handler = match &policy {
-        PolicyView::Valid { policy, .. } => {
-            context.runtime_classes.get(&ObjectRef::new(&policy.runtime_class)).map(|class| class.handler.clone())
-        }
+        PolicyView::Valid { policy, .. } => context
+            .runtime_classes
+            .get(&ObjectRef::new(&policy.runtime_class))
+            .map(|class| class.handler.clone()),
         _ => None,
     };
     let network = network_view(&identity, policy_object.as_deref(), context);
     let waits = matches!(pod, PodState::Absent) && !sandbox.status.as_ref().is_some_and(status::is_finished);
-    let inputs = if waits { usable_inputs(sandbox, &identity, &policy, context).await? } else { Ok(()) };
+    let inputs = if waits {
+        usable_inputs(sandbox, &identity, &policy, context).await?
+    } else {
+        Ok(())
+    };
     let behind_in_queue = waits && is_behind(sandbox, &namespace, context);
-    let node_kernels: BTreeSet<String> =
-        context.nodes.state().iter().map(|node| node_view(node).kernel).filter(|kernel| !kernel.is_empty()).collect();
+    let node_kernels: BTreeSet<String> = context
+        .nodes
+        .state()
+        .iter()
+        .map(|node| node_view(node).kernel)
+        .filter(|kernel| !kernel.is_empty())
+        .collect();
     Ok(World {
         sandbox,
         identity,
@@ -86,59 +101,96 @@ fn policy_view(policy: Option<&SandboxPolicy>, name: &str, context: &Context) ->
         None => return PolicyView::Missing,
     };
     match valid::validate(spec, &context.config) {
-        Ok(valid) => PolicyView::Valid { generation, policy: Box::new(valid) },
+        Ok(valid) => PolicyView::Valid {
+            generation,
+            policy: Box::new(valid),
+        },
         Err(problems) => PolicyView::NotReady(problems.message()),
     }
 }
 
 /// The run's pod. Gone from a label-filtered watch is not gone: labels can be changed, so a pod that was there is
 /// asked for by name.
-async fn find_pod(sandbox: &AgentSandbox, identity: &RunIdentity, context: &Context) -> Result<PodState, ReconcileError> {
+async fn find_pod(
+    sandbox: &AgentSandbox,
+    identity: &RunIdentity,
+    context: &Context,
+) -> Result<PodState, ReconcileError> {
     let name = identity.pod_name();
-    if let Some(pod) = context.pods.get(&ObjectRef::new(&name).within(&identity.namespace))
+    if let Some(pod) = context
+        .pods
+        .get(&ObjectRef::new(&name).within(&identity.namespace))
         && is_owned(&pod, identity)
     {
         return Ok(PodState::Present(Box::new(PodView::of(&pod, &identity.labels()))));
     }
     let status = sandbox.status.as_ref();
-    let Some(known) = status.and_then(|status| status.pod_name.as_ref()) else { return Ok(PodState::Absent) };
+    let Some(known) = status.and_then(|status| status.pod_name.as_ref()) else {
+        return Ok(PodState::Absent);
+    };
     if *known == name {
         // Once the run's objects were removed there is nothing to ask for.
-        if status.is_some_and(|s| crate::conditions::is_true(&s.conditions, agentsandbox_api::condition::types::EXPIRED)) {
+        if status.is_some_and(|s| {
+            crate::conditions::is_true(&s.conditions, agentsandbox_api::condition::types::EXPIRED)
+        }) {
             return Ok(PodState::Absent);
         }
         let pods: Api<Pod> = Api::namespaced(context.client.clone(), &identity.namespace);
         let live = context.request("get", "Pod", &name, pods.get_opt(&name)).await?;
         return Ok(match live {
-            Some(pod) if is_owned(&pod, identity) => PodState::Present(Box::new(PodView::of(&pod, &identity.labels()))),
+            Some(pod) if is_owned(&pod, identity) => {
+                PodState::Present(Box::new(PodView::of(&pod, &identity.labels())))
+            }
             _ => PodState::Absent,
         });
     }
-    Ok(match context.pods.get(&ObjectRef::new(known).within(&identity.namespace)) {
-        Some(pod) if is_owned(&pod, identity) => {
-            let view = PodView::of(&pod, &identity.labels());
-            PodState::OfEarlierRun { uid: view.uid, name: view.name, deleting: view.deleted.is_some(), held: view.held }
-        }
-        _ => PodState::Absent,
-    })
+    Ok(
+        match context
+            .pods
+            .get(&ObjectRef::new(known).within(&identity.namespace))
+        {
+            Some(pod) if is_owned(&pod, identity) => {
+                let view = PodView::of(&pod, &identity.labels());
+                PodState::OfEarlierRun {
+                    uid: view.uid,
+                    name: view.name,
+                    deleting: view.deleted.is_some(),
+                    held: view.held,
+                }
+            }
+            _ => PodState::Absent,
+        },
+    )
 }
 
 pub(super) fn is_owned(pod: &Pod, identity: &RunIdentity) -> bool {
-    pod.owner_references().iter().any(|owner| owner.uid == identity.sandbox_uid && owner.controller == Some(true))
+    pod.owner_references()
+        .iter()
+        .any(|owner| owner.uid == identity.sandbox_uid && owner.controller == Some(true))
 }
 
 fn node_view(node: &Node) -> NodeView {
     let status = node.status.clone().unwrap_or_default();
     let info = status.node_info.unwrap_or_default();
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    NodeView { boot_id: info.boot_id, kernel: info.kernel_version, ready }
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
+    NodeView {
+        boot_id: info.boot_id,
+        kernel: info.kernel_version,
+        ready,
+    }
 }
 
 fn network_view(identity: &RunIdentity, policy: Option<&SandboxPolicy>, context: &Context) -> NetworkView {
     let namespace = &identity.namespace;
     let labels = identity.labels();
     let policy_owned = |np: &k8s_openapi::api::networking::v1::NetworkPolicy| {
-        np.owner_references().iter().any(|owner| owner.kind == "SandboxPolicy")
+        np.owner_references()
+            .iter()
+            .any(|owner| owner.kind == "SandboxPolicy")
     };
     let mut widening: Vec<String> = context
         .network_policies
@@ -158,15 +210,24 @@ fn network_view(identity: &RunIdentity, policy: Option<&SandboxPolicy>, context:
         context
             .network_policies
             .get(&ObjectRef::new(name).within(namespace))
-            .is_some_and(|live| live.metadata.deletion_timestamp.is_none() && network_policy::stands(&live, built))
+            .is_some_and(|live| {
+                live.metadata.deletion_timestamp.is_none() && network_policy::stands(&live, built)
+            })
     };
-    let deny_all = stands(names::DENY_ALL_NETWORK_POLICY, &network_policy::deny_all(namespace));
+    let deny_all = stands(
+        names::DENY_ALL_NETWORK_POLICY,
+        &network_policy::deny_all(namespace),
+    );
     let own = policy.is_none_or(|policy| {
         let name = policy.name_any();
         let built = network_policy::for_policy(namespace, &name, owner_reference(policy));
         stands(&network_policy::policy_name(&name), &built)
     });
-    if deny_all && own { NetworkView::Closed } else { NetworkView::NotReady }
+    if deny_all && own {
+        NetworkView::Closed
+    } else {
+        NetworkView::NotReady
+    }
 }
 
 /// Whether an older sandbox of the namespace waits for the quota.
@@ -188,40 +249,74 @@ async fn usable_inputs(
     context: &Context,
 ) -> Result<Result<(), String>, ReconcileError> {
     let label = names::LABEL_USABLE;
-    for reference in sandbox.spec.files.iter().flatten().filter_map(|file| file.config_map_ref.as_ref()) {
+    for reference in sandbox
+        .spec
+        .files
+        .iter()
+        .flatten()
+        .filter_map(|file| file.config_map_ref.as_ref())
+    {
         let name = &reference.name;
         let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &identity.namespace);
-        let found = context.request("get", "ConfigMap", name, api.get_metadata_opt(name)).await?;
+        let found = context
+            .request("get", "ConfigMap", name, api.get_metadata_opt(name))
+            .await?;
         match found {
             None => return Ok(Err(format!("ConfigMap {name} does not exist"))),
             Some(object) if object.labels().get(label).is_none_or(|value| value != "true") => {
-                return Ok(Err(format!("ConfigMap {name} does not carry the label {label}: \"true\"")));
+                return Ok(Err(format!(
+                    "ConfigMap {name} does not carry the label {label}: \"true\""
+                )));
             }
             Some(_) => {}
         }
     }
-    let Some(claim) = sandbox.spec.workspace.as_ref().and_then(|w| w.persistent_volume_claim.as_ref()) else {
+    let Some(claim) = sandbox
+        .spec
+        .workspace
+        .as_ref()
+        .and_then(|w| w.persistent_volume_claim.as_ref())
+    else {
         return Ok(Ok(()));
     };
     let name = &claim.claim_name;
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &identity.namespace);
-    match context.request("get", "PersistentVolumeClaim", name, api.get_metadata_opt(name)).await? {
+    match context
+        .request("get", "PersistentVolumeClaim", name, api.get_metadata_opt(name))
+        .await?
+    {
         None => return Ok(Err(format!("PersistentVolumeClaim {name} does not exist"))),
         Some(object) if object.labels().get(label).is_none_or(|value| value != "true") => {
-            return Ok(Err(format!("PersistentVolumeClaim {name} does not carry the label {label}: \"true\"")));
+            return Ok(Err(format!(
+                "PersistentVolumeClaim {name} does not carry the label {label}: \"true\""
+            )));
         }
         Some(_) => {}
     }
     let shared = matches!(policy, PolicyView::Valid { policy, .. } if policy.claims_shared);
-    let user = context.pods.state().iter().find(|pod| {
-        pod.namespace().as_deref() == Some(identity.namespace.as_str())
-            && !PodView::of(pod, pod.labels()).has_ended()
-            && pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| {
-                volume.persistent_volume_claim.as_ref().is_some_and(|source| source.claim_name == *name)
-            })
-    }).map(|pod| pod.name_any());
+    let user = context
+        .pods
+        .state()
+        .iter()
+        .find(|pod| {
+            pod.namespace().as_deref() == Some(identity.namespace.as_str())
+                && !PodView::of(pod, pod.labels()).has_ended()
+                && pod
+                    .spec
+                    .iter()
+                    .flat_map(|spec| spec.volumes.iter().flatten())
+                    .any(|volume| {
+                        volume
+                            .persistent_volume_claim
+                            .as_ref()
+                            .is_some_and(|source| source.claim_name == *name)
+                    })
+        })
+        .map(|pod| pod.name_any());
     Ok(match user {
-        Some(pod) if !shared => Err(format!("PersistentVolumeClaim {name} is in use by the live run of pod {pod}, and the policy does not share claims")),
+        Some(pod) if !shared => Err(format!(
+            "PersistentVolumeClaim {name} is in use by the live run of pod {pod}, and the policy does not share claims"
+        )),
         _ => Ok(()),
     })
 }

@@ -96,14 +96,18 @@ async fn run_once(sandbox: &AgentSandbox, context: &Context) -> Result<Requeue, 
     apply::before(&world, &decision, context).await?;
     apply::report(&world, &decision, context).await?;
     apply::after(&world, &decision, context).await?;
-    Ok(decision.wake.map_or_else(Requeue::await_change, |wake| Requeue::requeue(jittered(wake))))
+    Ok(decision
+        .wake
+        .map_or_else(Requeue::await_change, |wake| Requeue::requeue(jittered(wake))))
 }
 
 #[allow(clippy::needless_pass_by_value)] // the signature is kube's
 fn retry(_: Arc<AgentSandbox>, error: &ReconcileError, _: Arc<Context>) -> Requeue {
     match error {
         ReconcileError::Stale(_) => Requeue::requeue(jittered(Duration::from_millis(200))),
-        ReconcileError::Request(request) if request.is_conflict() => Requeue::requeue(jittered(Duration::from_millis(200))),
+        ReconcileError::Request(request) if request.is_conflict() => {
+            Requeue::requeue(jittered(Duration::from_millis(200)))
+        }
         ReconcileError::Request(request) => {
             warn!(error = %request, "trying again");
             Requeue::requeue(jittered(Duration::from_secs(5)))
@@ -127,5 +131,8 @@ pub fn is_queued(sandbox: &AgentSandbox) -> bool {
 /// Order in the queue: by age, then by name.
 #[must_use]
 pub fn queue_key(sandbox: &AgentSandbox) -> (Option<Timestamp>, String) {
-    (sandbox.metadata.creation_timestamp.as_ref().map(|time| time.0), sandbox.name_any())
+    (
+        sandbox.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        sandbox.name_any(),
+    )
 }

@@ -41,7 +41,10 @@ pub async fn sweep(context: Arc<Context>, mut touched: UnboundedReceiver<ObjectR
 async fn look_at(pod: &Pod, context: &Context) {
     // Only deleted pods need us: a pod whose owner is gone is deleted by the garbage collector.
     if pod.metadata.deletion_timestamp.is_none()
-        || !pod.finalizers().iter().any(|name| name == names::FINALIZER_RESULT)
+        || !pod
+            .finalizers()
+            .iter()
+            .any(|name| name == names::FINALIZER_RESULT)
     {
         return;
     }
@@ -54,9 +57,14 @@ async fn look_at(pod: &Pod, context: &Context) {
 
 async fn release_if_orphan(pod: &Pod, context: &Context) -> Result<bool, ReconcileError> {
     let namespace = pod.namespace().unwrap_or_default();
-    let owner = pod.owner_references().iter().find(|owner| owner.kind == "AgentSandbox");
+    let owner = pod
+        .owner_references()
+        .iter()
+        .find(|owner| owner.kind == "AgentSandbox");
     if let Some(owner) = owner {
-        let cached = context.sandboxes.get(&ObjectRef::new(&owner.name).within(&namespace));
+        let cached = context
+            .sandboxes
+            .get(&ObjectRef::new(&owner.name).within(&namespace));
         if cached.is_some_and(|sandbox| {
             sandbox.uid().as_deref() == Some(&owner.uid) && sandbox.metadata.deletion_timestamp.is_none()
         }) {
@@ -64,8 +72,17 @@ async fn release_if_orphan(pod: &Pod, context: &Context) -> Result<bool, Reconci
         }
         // A store may lag behind: the API server has the last word.
         let api: Api<AgentSandbox> = Api::namespaced(context.client.clone(), &namespace);
-        let live = context.request("get", "AgentSandbox", &owner.name, api.get_metadata_opt(&owner.name)).await?;
-        if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(&owner.uid) && live.metadata.deletion_timestamp.is_none()) {
+        let live = context
+            .request(
+                "get",
+                "AgentSandbox",
+                &owner.name,
+                api.get_metadata_opt(&owner.name),
+            )
+            .await?;
+        if live.is_some_and(|live| {
+            live.metadata.uid.as_deref() == Some(&owner.uid) && live.metadata.deletion_timestamp.is_none()
+        }) {
             return Ok(false);
         }
     }

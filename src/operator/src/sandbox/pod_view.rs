@@ -90,7 +90,11 @@ impl PodView {
         let status = pod.status.clone().unwrap_or_default();
         let annotation = |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
         let find = |list: &Option<Vec<ContainerStatus>>, name: &str| {
-            list.iter().flatten().find(|container| container.name == name).map(ContainerView::of).unwrap_or_default()
+            list.iter()
+                .flatten()
+                .find(|container| container.name == name)
+                .map(ContainerView::of)
+                .unwrap_or_default()
         };
         let unschedulable = status
             .conditions
@@ -98,7 +102,11 @@ impl PodView {
             .flatten()
             .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
             .map(|condition| condition.message.clone().unwrap_or_default());
-        let ephemeral = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref()).is_some_and(|c| !c.is_empty());
+        let ephemeral = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.ephemeral_containers.as_ref())
+            .is_some_and(|c| !c.is_empty());
         let tampered = if ephemeral {
             Some("an ephemeral container was added".to_owned())
         } else if meta.labels.as_ref() != Some(labels) {
@@ -112,15 +120,23 @@ impl PodView {
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
             deleted: meta.deletion_timestamp.as_ref().map(|time| time.0),
-            held: meta.finalizers.iter().flatten().any(|name| name == names::FINALIZER_RESULT),
+            held: meta
+                .finalizers
+                .iter()
+                .flatten()
+                .any(|name| name == names::FINALIZER_RESULT),
             phase: status.phase.clone().unwrap_or_default(),
             reason: status.reason.clone().unwrap_or_default(),
             message: status.message.clone().unwrap_or_default(),
             unschedulable,
             agent: find(&status.container_statuses, names::CONTAINER_AGENT),
             recorder: find(&status.init_container_statuses, names::CONTAINER_RECORDER),
-            cause: annotation(names::ANNOTATION_CAUSE)
-                .map(|cause| (cause, annotation(names::ANNOTATION_CAUSE_MESSAGE).unwrap_or_default())),
+            cause: annotation(names::ANNOTATION_CAUSE).map(|cause| {
+                (
+                    cause,
+                    annotation(names::ANNOTATION_CAUSE_MESSAGE).unwrap_or_default(),
+                )
+            }),
             tampered,
         }
     }
@@ -143,7 +159,12 @@ impl PodView {
     /// The pull of an image that fails.
     #[must_use]
     pub fn failing_pull(&self) -> Option<FailingPull> {
-        [(&self.recorder, "the supervisor's image"), (&self.agent, "the image")].into_iter().find_map(|(container, what)| {
+        [
+            (&self.recorder, "the supervisor's image"),
+            (&self.agent, "the image"),
+        ]
+        .into_iter()
+        .find_map(|(container, what)| {
             let (reason, message) = container.waiting.as_ref()?;
             let hopeless = HOPELESS_PULLS.contains(&reason.as_str());
             (hopeless || RETRIED_PULLS.contains(&reason.as_str())).then(|| FailingPull {
@@ -174,7 +195,10 @@ impl ContainerView {
         let state = status.state.clone().unwrap_or_default();
         Self {
             waiting: state.waiting.map(|waiting| {
-                (waiting.reason.unwrap_or_default(), waiting.message.unwrap_or_default())
+                (
+                    waiting.reason.unwrap_or_default(),
+                    waiting.message.unwrap_or_default(),
+                )
             }),
             started: status.started.unwrap_or_default() && state.running.is_some(),
             running: state.running.is_some(),

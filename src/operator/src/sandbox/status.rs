@@ -22,7 +22,11 @@ pub fn compose(world: &World<'_>, stage: &Stage) -> AgentSandboxStatus {
         record_pod(&mut status, pod, world);
     }
     match stage {
-        Stage::Waiting { reason, message, stalled } => {
+        Stage::Waiting {
+            reason,
+            message,
+            stalled,
+        } => {
             status.phase = Some(Phase::Pending);
             status.reason = Some((*reason).to_owned());
             let mut say = Speaker::new(&mut status, world);
@@ -65,7 +69,13 @@ pub fn compose(world: &World<'_>, stage: &Stage) -> AgentSandboxStatus {
             let mut say = Speaker::new(&mut status, world);
             say.accepted();
             say.unfinished();
-            say.that(types::NETWORK_ISOLATED, &Say::yes(reasons::PROBE_PASSED, "every forbidden destination was closed before the command started"));
+            say.that(
+                types::NETWORK_ISOLATED,
+                &Say::yes(
+                    reasons::PROBE_PASSED,
+                    "every forbidden destination was closed before the command started",
+                ),
+            );
             say.that(types::READY, &Say::yes(reasons::RUNNING, "the command runs"));
             say.progress(reasons::RUNNING, "the command runs", false);
         }
@@ -96,7 +106,16 @@ pub fn reason(status: &AgentSandboxStatus) -> Option<Reason> {
 pub fn expire(status: &mut AgentSandboxStatus, now: Timestamp) {
     let generation = status.observed_generation;
     if !is_true(&status.conditions, types::EXPIRED) {
-        set(&mut status.conditions, types::EXPIRED, &Say::yes(reasons::TTL_PASSED, "the run's pod was removed; the verdict stays"), generation, now);
+        set(
+            &mut status.conditions,
+            types::EXPIRED,
+            &Say::yes(
+                reasons::TTL_PASSED,
+                "the run's pod was removed; the verdict stays",
+            ),
+            generation,
+            now,
+        );
     }
 }
 
@@ -104,7 +123,13 @@ pub fn expire(status: &mut AgentSandboxStatus, now: Timestamp) {
 pub fn refuse_deletion(status: &mut AgentSandboxStatus, now: Timestamp) {
     let generation = status.observed_generation;
     let message = "the run's pod was removed; the AgentSandbox stays although cleanup.deleteSandbox is AfterTTL, because a GitOps tool tracks it and would make it, and run it, again";
-    set(&mut status.conditions, types::EXPIRED, &Say::yes(reasons::GITOPS_TRACKED, message), generation, now);
+    set(
+        &mut status.conditions,
+        types::EXPIRED,
+        &Say::yes(reasons::GITOPS_TRACKED, message),
+        generation,
+        now,
+    );
 }
 
 fn record_pod(status: &mut AgentSandboxStatus, pod: &PodView, world: &World<'_>) {
@@ -132,7 +157,10 @@ fn finished(status: &mut AgentSandboxStatus, world: &World<'_>, verdict: &Verdic
         status.start_time = Some(Time(started));
     }
     status.completion_time = Some(Time(verdict.ended_at));
-    status.duration = status.start_time.as_ref().map(|start| for_people(verdict.ended_at.duration_since(start.0).as_secs()));
+    status.duration = status
+        .start_time
+        .as_ref()
+        .map(|start| for_people(verdict.ended_at.duration_since(start.0).as_secs()));
     if verdict.level.is_some() {
         let isolation = status.isolation.get_or_insert_with(IsolationStatus::default);
         isolation.level = verdict.level;
@@ -154,7 +182,10 @@ fn finished(status: &mut AgentSandboxStatus, world: &World<'_>, verdict: &Verdic
     let reason = verdict.reason.as_str();
     let message = verdict.message.as_str();
     let had_pod = status.pod_uid.is_some();
-    let isolated_at = verdict.network.as_ref().and_then(|network| network.isolated_at.clone());
+    let isolated_at = verdict
+        .network
+        .as_ref()
+        .and_then(|network| network.isolated_at.clone());
     let mut say = Speaker::new(status, world);
     if had_pod {
         say.accepted();
@@ -164,17 +195,50 @@ fn finished(status: &mut AgentSandboxStatus, world: &World<'_>, verdict: &Verdic
     if verdict.reason == Reason::NetworkNotIsolated {
         say.that(types::NETWORK_ISOLATED, &Say::no(reasons::PROBE_FAILED, message));
     } else if isolated_at.is_some() {
-        say.that(types::NETWORK_ISOLATED, &Say::yes(reasons::PROBE_PASSED, "every forbidden destination was closed before the command started, and in every later round"));
+        say.that(
+            types::NETWORK_ISOLATED,
+            &Say::yes(
+                reasons::PROBE_PASSED,
+                "every forbidden destination was closed before the command started, and in every later round",
+            ),
+        );
     } else {
         say.probe_unknown();
     }
-    let ready = if success { Say::yes(reason, message) } else { Say::no(reason, message) };
+    let ready = if success {
+        Say::yes(reason, message)
+    } else {
+        Say::no(reason, message)
+    };
     say.that(types::READY, &ready);
     say.that(types::FINISHED, &Say::yes(reasons::FINISHED, message));
-    say.that(types::SUCCEEDED, &if success { Say::yes(reason, message) } else { Say::no(reason, message) });
-    say.that(types::EXPIRED, &Say::no(reasons::FINISHED, "the run's pod is kept until its TTL has passed"));
-    say.that(types::RECONCILING, &Say::no(reasons::FINISHED, "the run has ended"));
-    say.that(types::STALLED, &if success { Say::no(reason, message) } else { Say::yes(reason, message) });
+    say.that(
+        types::SUCCEEDED,
+        &if success {
+            Say::yes(reason, message)
+        } else {
+            Say::no(reason, message)
+        },
+    );
+    say.that(
+        types::EXPIRED,
+        &Say::no(
+            reasons::FINISHED,
+            "the run's pod is kept until its TTL has passed",
+        ),
+    );
+    say.that(
+        types::RECONCILING,
+        &Say::no(reasons::FINISHED, "the run has ended"),
+    );
+    say.that(
+        types::STALLED,
+        &if success {
+            Say::no(reason, message)
+        } else {
+            Say::yes(reason, message)
+        },
+    );
 }
 
 /// Sets conditions of one status with the world's generation and time.
@@ -186,7 +250,11 @@ struct Speaker<'a> {
 
 impl<'a> Speaker<'a> {
     fn new(status: &'a mut AgentSandboxStatus, world: &World<'_>) -> Self {
-        Self { status, generation: world.sandbox.metadata.generation, now: world.now }
+        Self {
+            status,
+            generation: world.sandbox.metadata.generation,
+            now: world.now,
+        }
     }
 
     fn that(&mut self, type_: &str, say: &Say<'_>) {
@@ -194,7 +262,10 @@ impl<'a> Speaker<'a> {
     }
 
     fn accepted(&mut self) {
-        self.that(types::ACCEPTED, &Say::yes(reasons::WITHIN_POLICY, "the sandbox is within its policy"));
+        self.that(
+            types::ACCEPTED,
+            &Say::yes(reasons::WITHIN_POLICY, "the sandbox is within its policy"),
+        );
     }
 
     fn unfinished(&mut self) {
@@ -208,7 +279,10 @@ impl<'a> Speaker<'a> {
     }
 
     fn probe_unknown(&mut self) {
-        self.that(types::NETWORK_ISOLATED, &Say::unknown(reasons::NOT_PROBED, "the recorder's probe has not reported"));
+        self.that(
+            types::NETWORK_ISOLATED,
+            &Say::unknown(reasons::NOT_PROBED, "the recorder's probe has not reported"),
+        );
     }
 
     fn progress(&mut self, reason: &str, message: &str, stalled: bool) {

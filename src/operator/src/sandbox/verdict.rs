@@ -100,7 +100,9 @@ fn own_record(view: &PodView, expected: Expected<'_>) -> Result<CompletionRecord
 }
 
 fn from_record(view: &PodView, record: CompletionRecord, expected: Expected<'_>, now: Timestamp) -> Verdict {
-    let ended_at = timestamp(record.ended_at_ms).or_else(|| finished_at(view)).unwrap_or(now);
+    let ended_at = timestamp(record.ended_at_ms)
+        .or_else(|| finished_at(view))
+        .unwrap_or(now);
     let (level, contradiction) = checked_level(&record, expected);
     let (reason, message) = contradiction.unwrap_or_else(|| record_reason(view, &record));
     let keeps_result = reason == record.reason || matches!(reason, Reason::OomKilled);
@@ -118,7 +120,10 @@ fn from_record(view: &PodView, record: CompletionRecord, expected: Expected<'_>,
         started_at: timestamp(record.started_at_ms),
         ended_at,
         level,
-        guest_kernel: record.isolation.as_ref().map(|isolation| isolation.kernel_release.clone()),
+        guest_kernel: record
+            .isolation
+            .as_ref()
+            .map(|isolation| isolation.kernel_release.clone()),
         network: record.network.as_ref().map(|network| NetworkStatus {
             isolated_at: timestamp(network.isolated_at_ms).map(Time),
             rounds: i32::try_from(network.rounds).ok(),
@@ -134,9 +139,17 @@ fn checked_level(
     record: &CompletionRecord,
     expected: Expected<'_>,
 ) -> (Option<IsolationLevel>, Option<(Reason, String)>) {
-    let Some(isolation) = &record.isolation else { return (None, None) };
-    let same_kernel = expected.node_boot_id.is_some_and(|node| node == isolation.boot_id);
-    let level = if same_kernel { IsolationLevel::Container } else { isolation.level };
+    let Some(isolation) = &record.isolation else {
+        return (None, None);
+    };
+    let same_kernel = expected
+        .node_boot_id
+        .is_some_and(|node| node == isolation.boot_id);
+    let level = if same_kernel {
+        IsolationLevel::Container
+    } else {
+        isolation.level
+    };
     if level != isolation.level && level < expected.minimum {
         let message = format!(
             "the recorder took the isolation for {}, and the boot id shows the node's own kernel; the policy demands {}",
@@ -149,9 +162,16 @@ fn checked_level(
 
 fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) {
     let agent_exit = view.agent.ended.as_ref().map(|end| end.exit_code);
-    let agent_oom = view.agent.ended.as_ref().is_some_and(|end| end.reason == "OOMKilled");
+    let agent_oom = view
+        .agent
+        .ended
+        .as_ref()
+        .is_some_and(|end| end.reason == "OOMKilled");
     if agent_oom && record.reason != Reason::Completed {
-        return (Reason::OomKilled, "the kernel ended the sandbox at its memory limit".to_owned());
+        return (
+            Reason::OomKilled,
+            "the kernel ended the sandbox at its memory limit".to_owned(),
+        );
     }
     if let (Some(recorded), Some(seen)) = (record.exit_code, agent_exit)
         && recorded != seen
@@ -160,13 +180,18 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
         return (Reason::SandboxLost, message);
     }
     match record.reason {
-        Reason::Completed if record.exit_code != Some(0) || agent_exit != Some(0) || !record.started => {
-            (Reason::SandboxLost, "a completion record without an exit code 0 of the command is no success".to_owned())
-        }
+        Reason::Completed if record.exit_code != Some(0) || agent_exit != Some(0) || !record.started => (
+            Reason::SandboxLost,
+            "a completion record without an exit code 0 of the command is no success".to_owned(),
+        ),
         Reason::Completed => (Reason::Completed, "the command ended with exit code 0".to_owned()),
         // The supervisor knows only that somebody outside ended the run, or that the connection broke.
         Reason::Stopped | Reason::SandboxLost => outside_cause(view).unwrap_or_else(|| {
-            let message = if record.message.is_empty() { "the pod was ended from outside" } else { &record.message };
+            let message = if record.message.is_empty() {
+                "the pod was ended from outside"
+            } else {
+                &record.message
+            };
             (Reason::SandboxLost, lost(view, message))
         }),
         reason => (reason, described(reason, record)),
@@ -187,14 +212,22 @@ fn described(reason: Reason, record: &CompletionRecord) -> String {
 fn without_record(view: &PodView, doubt: &str, now: Timestamp) -> Verdict {
     let agent = view.agent.ended.as_ref();
     let (reason, message) = outside_cause(view).unwrap_or_else(|| {
-        if [&view.agent, &view.recorder].iter().any(|c| c.ended.as_ref().is_some_and(|end| end.reason == "OOMKilled")) {
-            (Reason::OomKilled, "the kernel ended the whole sandbox at its memory limit".to_owned())
+        if [&view.agent, &view.recorder]
+            .iter()
+            .any(|c| c.ended.as_ref().is_some_and(|end| end.reason == "OOMKilled"))
+        {
+            (
+                Reason::OomKilled,
+                "the kernel ended the whole sandbox at its memory limit".to_owned(),
+            )
         } else {
             (Reason::SandboxLost, lost(view, doubt))
         }
     });
     Verdict {
-        exit_code: agent.filter(|_| reason == Reason::OomKilled).map(|end| end.exit_code),
+        exit_code: agent
+            .filter(|_| reason == Reason::OomKilled)
+            .map(|end| end.exit_code),
         evidence: Evidence::Kubelet,
         started_at: agent.and_then(|end| end.started_at),
         ended_at: finished_at(view).unwrap_or(now),
@@ -210,21 +243,38 @@ fn outside_cause(view: &PodView) -> Option<(Reason, String)> {
         return Some((reason, message.clone()));
     }
     match view.reason.as_str() {
-        "Evicted" if view.message.contains("ephemeral") || view.message.contains("emptyDir") || view.message.contains("EmptyDir") => {
-            Some((Reason::DiskLimitExceeded, format!("the kubelet evicted the pod: {}", view.message)))
+        "Evicted"
+            if view.message.contains("ephemeral")
+                || view.message.contains("emptyDir")
+                || view.message.contains("EmptyDir") =>
+        {
+            Some((
+                Reason::DiskLimitExceeded,
+                format!("the kubelet evicted the pod: {}", view.message),
+            ))
         }
-        "Evicted" => Some((Reason::Evicted, format!("the kubelet evicted the pod: {}", view.message))),
-        "DeadlineExceeded" => Some((Reason::DeadlineExceeded, "the kubelet ended the pod at its deadline".to_owned())),
-        "NodeLost" | "NodeShutdown" | "Terminated" => {
-            Some((Reason::NodeLost, format!("the node ended the pod: {} {}", view.reason, view.message)))
-        }
+        "Evicted" => Some((
+            Reason::Evicted,
+            format!("the kubelet evicted the pod: {}", view.message),
+        )),
+        "DeadlineExceeded" => Some((
+            Reason::DeadlineExceeded,
+            "the kubelet ended the pod at its deadline".to_owned(),
+        )),
+        "NodeLost" | "NodeShutdown" | "Terminated" => Some((
+            Reason::NodeLost,
+            format!("the node ended the pod: {} {}", view.reason, view.message),
+        )),
         _ => None,
     }
 }
 
 fn lost(view: &PodView, what: &str) -> String {
     if view.deleted.is_some() {
-        format!("somebody deleted the pod {} during the run; it is not run again ({what})", view.name)
+        format!(
+            "somebody deleted the pod {} during the run; it is not run again ({what})",
+            view.name
+        )
     } else {
         format!("{what}; the run is not run again")
     }
@@ -297,7 +347,12 @@ mod tests {
 
     fn ended(exit_code: i32, reason: &str, message: String) -> ContainerView {
         ContainerView {
-            ended: Some(ContainerEnd { exit_code, reason: reason.into(), message, ..ContainerEnd::default() }),
+            ended: Some(ContainerEnd {
+                exit_code,
+                reason: reason.into(),
+                message,
+                ..ContainerEnd::default()
+            }),
             ..ContainerView::default()
         }
     }
@@ -306,7 +361,13 @@ mod tests {
         PodView {
             uid: "pod".into(),
             agent: ended(agent_exit, agent_reason, String::new()),
-            recorder: ended(0, "Completed", record.map(|r| serde_json::to_string(r).unwrap()).unwrap_or_default()),
+            recorder: ended(
+                0,
+                "Completed",
+                record
+                    .map(|r| serde_json::to_string(r).unwrap())
+                    .unwrap_or_default(),
+            ),
             ..PodView::default()
         }
     }
@@ -337,7 +398,10 @@ mod tests {
         ] {
             let mut forged = good.clone();
             forge(&mut forged);
-            assert_eq!(reason_of(&view(Some(&forged), 0, "Completed")), Reason::SandboxLost);
+            assert_eq!(
+                reason_of(&view(Some(&forged), 0, "Completed")),
+                Reason::SandboxLost
+            );
         }
         let mut restarted = view(Some(&good), 0, "Completed");
         restarted.recorder.restarts = 1;
@@ -348,12 +412,18 @@ mod tests {
     fn the_nodes_boot_id_inside_means_the_nodes_kernel() {
         let mut lying = record(Reason::Completed, 0);
         lying.isolation.as_mut().unwrap().boot_id = "node".into();
-        assert_eq!(reason_of(&view(Some(&lying), 0, "Completed")), Reason::IsolationTooWeak);
+        assert_eq!(
+            reason_of(&view(Some(&lying), 0, "Completed")),
+            Reason::IsolationTooWeak
+        );
     }
 
     #[test]
     fn the_kernels_oom_kill_is_believed_with_and_without_a_record() {
-        assert_eq!(reason_of(&view(Some(&record(Reason::Signaled, 137)), 137, "OOMKilled")), Reason::OomKilled);
+        assert_eq!(
+            reason_of(&view(Some(&record(Reason::Signaled, 137)), 137, "OOMKilled")),
+            Reason::OomKilled
+        );
         assert_eq!(reason_of(&view(None, 137, "OOMKilled")), Reason::OomKilled);
     }
 

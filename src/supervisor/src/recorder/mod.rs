@@ -1,0 +1,487 @@
+//! The recorder: a sidecar that probes the network, checks the sandbox's confinement, gives the go, and writes the
+//! completion record where no code of the user's can.
+
+mod probe;
+mod record;
+mod startup;
+
+use std::fs::OpenOptions;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use agentsandbox_api::isolation::{IsolationLevel, observed_level};
+use agentsandbox_api::names;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::run::{
+    CompletionRecord, Ended, Evidence, FileSpec, FromRecorder, FromSupervisor, MeasuredUsage,
+    ObservedIsolation, ObservedNetwork, RECORD_VERSION, RunSpec,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::protocol::{Channel, FROM_SUPERVISOR_MAX, Received};
+use crate::sys::{self, Signals};
+use probe::Round;
+
+/// Between two rounds of the probe while a destination is still open.
+const RETRY: Duration = Duration::from_millis(100);
+/// One file of a `ConfigMap`, and all of them, in bytes. A `ConfigMap` holds at most 1 MiB.
+const MOUNTED_FILES_MAX: u64 = 1 << 20;
+/// From SIGTERM on, how long the supervisor may take to report: below the pod's grace.
+const LAST_WORDS: Duration = Duration::from_secs(8);
+/// How long the loop sleeps at most.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Records one run; returns when the kubelet asks for it.
+pub fn record() -> i32 {
+    sys::forbid_dumping();
+    let Ok(signals) = Signals::take(&[libc::SIGTERM]) else {
+        return 1;
+    };
+    let spec = match read_spec() {
+        Ok(spec) => spec,
+        Err(error) => {
+            eprintln!("sandbox-supervisor: the run spec can't be read: {error}");
+            return 1;
+        }
+    };
+    let recorder = Recorder::new(spec);
+    let marked = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(format!("{}/begun", names::PATH_RECORDER_STATE));
+    if marked.is_err() {
+        // Somebody or something ended the first recorder: what happened since nobody saw.
+        return recorder.refuse_second_start(&signals);
+    }
+    recorder.run(&signals)
+}
+
+fn read_spec() -> Result<RunSpec, String> {
+    let mut text = String::new();
+    for index in 0.. {
+        match std::env::var(format!("{}{index}", names::ENV_RUN_PREFIX)) {
+            Ok(piece) => text.push_str(&piece),
+            Err(_) => break,
+        }
+    }
+    let json = BASE64.decode(text).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&json).map_err(|error| error.to_string())
+}
+
+struct Recorder {
+    spec: RunSpec,
+    pod_uid: String,
+    begun: Instant,
+    started: Arc<AtomicBool>,
+    network: ObservedNetwork,
+    isolation: Option<ObservedIsolation>,
+    started_at_ms: Option<u64>,
+    errors_in_a_row: u32,
+}
+
+/// What the recorder decided before the start.
+enum Verdict {
+    Go,
+    NoGo(Reason, String),
+}
+
+impl Recorder {
+    fn new(spec: RunSpec) -> Self {
+        Self {
+            spec,
+            pod_uid: std::env::var(names::ENV_POD_UID).unwrap_or_default(),
+            begun: Instant::now(),
+            started: Arc::new(AtomicBool::new(false)),
+            network: ObservedNetwork {
+                isolated_at_ms: None,
+                rounds: 0,
+                probes: std::collections::BTreeMap::new(),
+            },
+            isolation: None,
+            started_at_ms: None,
+            errors_in_a_row: 0,
+        }
+    }
+
+    fn refuse_second_start(&self, signals: &Signals) -> i32 {
+        record::write(&self.early_end(
+            Reason::SandboxLost,
+            "the recorder was restarted during the run".to_owned(),
+        ));
+        wait_for_term(signals);
+        0
+    }
+
+    fn run(mut self, signals: &Signals) -> i32 {
+        if let Err(error) = startup::serve(names::PORT_STARTUP, self.started.clone()) {
+            eprintln!("sandbox-supervisor: port {}: {error}", names::PORT_STARTUP);
+            return 1;
+        }
+        let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, names::PORT_CONTROL)) {
+            Ok(listener) if listener.set_nonblocking(true).is_ok() => listener,
+            _ => {
+                eprintln!("sandbox-supervisor: port {} can't be opened", names::PORT_CONTROL);
+                return 1;
+            }
+        };
+        let rounds = self.start_probing();
+        let record = match self.meet(&listener, &rounds, signals) {
+            Some(channel) => {
+                // From here on nobody else can speak for the supervisor.
+                drop(listener);
+                self.watch(channel, &rounds, signals)
+            }
+            None => self.early_end(
+                Reason::StartTimeout,
+                "the supervisor never came; the agent container did not start".to_owned(),
+            ),
+        };
+        record::write(&record);
+        wait_for_term(signals);
+        0
+    }
+
+    /// Probes in the background from the first moment, so that it overlaps the making of the agent container.
+    fn start_probing(&self) -> Receiver<Round> {
+        let (send, rounds) = channel();
+        let (targets, interval) = (
+            self.spec.probes.clone(),
+            Duration::from_secs(self.spec.probe_interval_seconds.max(1).into()),
+        );
+        let host_ip = std::env::var(names::ENV_HOST_IP).unwrap_or_default();
+        let probing = move || loop {
+            let round = probe::round(&targets, &host_ip);
+            let pause = if round.wrong.is_empty() { interval } else { RETRY };
+            if send.send(round).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+        };
+        let _ = std::thread::Builder::new().stack_size(128 << 10).spawn(probing);
+        rounds
+    }
+
+    /// Waits for the supervisor's connection, as long as the pod lives.
+    fn meet(
+        &mut self,
+        listener: &TcpListener,
+        rounds: &Receiver<Round>,
+        signals: &Signals,
+    ) -> Option<Channel> {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => return Channel::new(stream, FROM_SUPERVISOR_MAX).ok(),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+            self.hear_rounds(rounds);
+            if has_term(signals) {
+                return None;
+            }
+            sys::wait_readable(&[listener.as_fd(), signals.as_fd()], TICK);
+        }
+    }
+
+    /// Takes in what the probe found; what is wrong now, if the last round counts.
+    fn hear_rounds(&mut self, rounds: &Receiver<Round>) -> Option<String> {
+        let mut wrong = None;
+        loop {
+            match rounds.try_recv() {
+                Ok(round) => {
+                    self.network.rounds += 1;
+                    self.network.probes = round.outcomes;
+                    if round.wrong.is_empty() {
+                        self.network.isolated_at_ms.get_or_insert_with(sys::now_ms);
+                        self.errors_in_a_row = 0;
+                        wrong = None;
+                    } else {
+                        // A probe that failed by itself proves nothing; three in a row prove that nothing is proven.
+                        self.errors_in_a_row += 1;
+                        if round.open || self.errors_in_a_row >= 3 {
+                            wrong = Some(round.wrong.join(", "));
+                        }
+                    }
+                }
+                Err(TryRecvError::Empty) => return wrong,
+                Err(TryRecvError::Disconnected) => return Some("the probe itself ended".to_owned()),
+            }
+        }
+    }
+
+    /// From the supervisor's first word to the end of the run.
+    fn watch(
+        &mut self,
+        mut channel: Channel,
+        rounds: &Receiver<Round>,
+        signals: &Signals,
+    ) -> CompletionRecord {
+        let evidence = loop {
+            self.hear_rounds(rounds);
+            match channel.receive::<FromSupervisor>() {
+                Received::Message(FromSupervisor::Hello(evidence)) => break evidence,
+                Received::Nothing if !has_term(signals) => {
+                    sys::wait_readable(&[channel.stream().as_fd(), signals.as_fd()], TICK);
+                }
+                _ => {
+                    return self.early_end(
+                        Reason::SandboxLost,
+                        "the supervisor left without a word".to_owned(),
+                    );
+                }
+            }
+        };
+        let verdict = match self.check(&evidence) {
+            Verdict::Go => self.await_isolation(rounds, signals),
+            no_go @ Verdict::NoGo(..) => no_go,
+        };
+        let command = match verdict {
+            Verdict::Go => self.command(),
+            Verdict::NoGo(reason, message) => Err((reason, message)),
+        };
+        let command = match command {
+            Ok(command) => command,
+            Err((reason, message)) => {
+                let _ = channel.send(&FromRecorder::NoGo {
+                    reason,
+                    message: message.clone(),
+                });
+                return self.early_end(reason, message);
+            }
+        };
+        if channel.send(&FromRecorder::Go(Box::new(command))).is_err() {
+            return self.early_end(
+                Reason::SandboxLost,
+                "the supervisor left before the start".to_owned(),
+            );
+        }
+        self.follow(&mut channel, rounds, signals)
+    }
+
+    /// Whether the sandbox is confined as it was built.
+    fn check(&mut self, evidence: &Evidence) -> Verdict {
+        let requirement = &self.spec.isolation;
+        // Both containers must share one kernel; the weaker view counts.
+        let level = observed_level(&evidence.kernel_release, requirement)
+            .min(observed_level(&sys::kernel_release(), requirement));
+        self.isolation = Some(ObservedIsolation {
+            level,
+            kernel_release: evidence.kernel_release.clone(),
+            boot_id: evidence.boot_id.clone(),
+        });
+        if level < requirement.minimum {
+            let message = format!(
+                "observed isolation is {level} (kernel {}), the policy demands {}",
+                evidence.kernel_release, requirement.minimum
+            );
+            return Verdict::NoGo(Reason::IsolationTooWeak, message);
+        }
+        let unexpected: Vec<&str> = evidence
+            .writable_mounts
+            .iter()
+            .map(String::as_str)
+            .filter(|path| !self.spec.command.writable.iter().any(|known| known == path))
+            .collect();
+        if !unexpected.is_empty() {
+            let message = format!(
+                "the image brings writable mounts of its own: {}",
+                unexpected.join(", ")
+            );
+            return Verdict::NoGo(Reason::UnexpectedMount, message);
+        }
+        let mut excess = Vec::new();
+        if evidence.uid != self.spec.command.uid {
+            excess.push(format!(
+                "user {} instead of {}",
+                evidence.uid, self.spec.command.uid
+            ));
+        }
+        if evidence.capabilities != 0 {
+            excess.push(format!("capabilities {:#x}", evidence.capabilities));
+        }
+        if !evidence.no_new_privs {
+            excess.push("no_new_privs is not set".to_owned());
+        }
+        // A shared kernel must filter system calls; one of the sandbox's own may leave that to the boundary.
+        if evidence.seccomp == Some(0) && level == IsolationLevel::Container {
+            excess.push("no seccomp filter".to_owned());
+        }
+        if evidence.service_account_token {
+            excess.push("a service-account token is mounted".to_owned());
+        }
+        if excess.is_empty() {
+            Verdict::Go
+        } else {
+            Verdict::NoGo(Reason::UnexpectedPrivilege, excess.join(", "))
+        }
+    }
+
+    /// Waits for a round in which every destination was as it must be.
+    fn await_isolation(&mut self, rounds: &Receiver<Round>, signals: &Signals) -> Verdict {
+        let patience = Duration::from_secs(self.spec.probe_timeout_seconds.into());
+        loop {
+            let wrong = self.hear_rounds(rounds);
+            if self.network.isolated_at_ms.is_some() && wrong.is_none() {
+                return Verdict::Go;
+            }
+            if self.begun.elapsed() > patience {
+                let wrong = wrong.unwrap_or_else(|| {
+                    let seen: Vec<String> = self
+                        .network
+                        .probes
+                        .iter()
+                        .map(|(name, outcome)| format!("{name} ({outcome:?})"))
+                        .collect();
+                    format!("no round passed: {}", seen.join(", "))
+                });
+                let message = format!("not closed after {} s: {wrong}", patience.as_secs());
+                return Verdict::NoGo(Reason::NetworkNotIsolated, message);
+            }
+            if has_term(signals) {
+                return Verdict::NoGo(Reason::Stopped, "the pod is being deleted".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The command, with the files of the mounted `ConfigMap`s.
+    fn command(&self) -> Result<agentsandbox_api::run::CommandSpec, (Reason, String)> {
+        let mut command = self.spec.command.clone();
+        let mut room = MOUNTED_FILES_MAX;
+        for mounted in &self.spec.mounted_files {
+            let unreadable = |error: std::io::Error| {
+                (
+                    Reason::StartTimeout,
+                    format!("files for {}: {error}", mounted.path),
+                )
+            };
+            for entry in std::fs::read_dir(&mounted.source).map_err(unreadable)? {
+                let entry = entry.map_err(unreadable)?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                // The kubelet's own links to the current version.
+                if name.starts_with("..") {
+                    continue;
+                }
+                let content = std::fs::read(entry.path()).map_err(unreadable)?;
+                room = room.checked_sub(content.len() as u64).ok_or_else(|| {
+                    (
+                        Reason::StartTimeout,
+                        format!(
+                            "files for {} hold more than {MOUNTED_FILES_MAX} bytes",
+                            mounted.path
+                        ),
+                    )
+                })?;
+                let path = format!("{}/{name}", mounted.path.trim_end_matches('/'));
+                command.files.push(FileSpec {
+                    path,
+                    content: BASE64.encode(content),
+                    mode: mounted.mode,
+                });
+            }
+        }
+        Ok(command)
+    }
+
+    /// Follows the run until the supervisor reports its end, or is gone.
+    fn follow(
+        &mut self,
+        channel: &mut Channel,
+        rounds: &Receiver<Round>,
+        signals: &Signals,
+    ) -> CompletionRecord {
+        let mut last_words = None;
+        let mut stopped = false;
+        loop {
+            match channel.receive::<FromSupervisor>() {
+                Received::Message(FromSupervisor::Started { at_ms }) => {
+                    self.started_at_ms = Some(at_ms);
+                    self.started.store(true, Ordering::Release);
+                    continue;
+                }
+                Received::Message(FromSupervisor::Ended(ended)) => return self.end(*ended),
+                Received::Message(FromSupervisor::Hello(_)) | Received::Broken => {
+                    return self.early_end(
+                        Reason::SandboxLost,
+                        "the supervisor was ended without a report".to_owned(),
+                    );
+                }
+                Received::Nothing => {}
+            }
+            if let Some(wrong) = self.hear_rounds(rounds)
+                && !stopped
+            {
+                stopped = true;
+                let message = format!("a forbidden destination became reachable during the run: {wrong}");
+                let _ = channel.send(&FromRecorder::Stop {
+                    reason: Reason::NetworkNotIsolated,
+                    message,
+                });
+            }
+            if has_term(signals) {
+                last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            }
+            if last_words.is_some_and(|until| Instant::now() > until) {
+                return self.early_end(
+                    Reason::SandboxLost,
+                    "the supervisor did not report its end".to_owned(),
+                );
+            }
+            sys::wait_readable(&[channel.stream().as_fd(), signals.as_fd()], TICK);
+        }
+    }
+
+    fn end(&self, ended: Ended) -> CompletionRecord {
+        CompletionRecord {
+            reason: ended.reason.unwrap_or(Reason::SandboxLost),
+            exit_code: Some(ended.exit_code),
+            signal: ended.signal,
+            message: ended.message,
+            stderr_tail: ended.stderr_tail,
+            output: ended.output,
+            usage: ended.usage,
+            ..self.early_end(Reason::SandboxLost, String::new())
+        }
+    }
+
+    /// The record of a run of which the supervisor reported no end.
+    fn early_end(&self, reason: Reason, message: String) -> CompletionRecord {
+        CompletionRecord {
+            version: RECORD_VERSION,
+            sandbox_uid: self.spec.sandbox_uid.clone(),
+            pod_uid: self.pod_uid.clone(),
+            run_id: self.spec.run_id.clone(),
+            started: self.started_at_ms.is_some(),
+            started_at_ms: self.started_at_ms,
+            ended_at_ms: Some(sys::now_ms()),
+            reason,
+            exit_code: None,
+            signal: None,
+            message,
+            stderr_tail: String::new(),
+            output: None,
+            isolation: self.isolation.clone(),
+            network: (self.network.rounds > 0).then(|| self.network.clone()),
+            usage: MeasuredUsage::default(),
+        }
+    }
+}
+
+fn has_term(signals: &Signals) -> bool {
+    let mut found = false;
+    while let Some(signal) = signals.next() {
+        found |= signal.number == libc::SIGTERM;
+    }
+    found
+}
+
+/// The recorder never exits before it is asked to: an end of its own would be taken for the run's.
+fn wait_for_term(signals: &Signals) {
+    while !has_term(signals) {
+        sys::wait_readable(&[signals.as_fd()], Duration::from_secs(60));
+    }
+}

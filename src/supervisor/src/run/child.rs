@@ -1,0 +1,160 @@
+//! Starts the user's command, bounded, in a session of its own, and passes its standard error on.
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use agentsandbox_api::names;
+use agentsandbox_api::run::{CommandSpec, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
+
+use crate::sys::{self, Limit};
+
+/// How much of standard error is remembered.
+const TAIL_BYTES: usize = 4096;
+
+/// A command that could not be started.
+pub struct NotStarted {
+    /// The exit code a shell would give.
+    pub exit_code: i32,
+    /// Why.
+    pub message: String,
+}
+
+/// The running command.
+pub struct Child {
+    /// Its process id, and that of its session and group.
+    pub pid: i32,
+    tail: Receiver<Vec<u8>>,
+}
+
+impl Child {
+    /// The last of its standard error, once everything that could write to it has ended. The container's log may
+    /// stall; the run's end does not wait for it longer than this.
+    pub fn stderr_tail(&self) -> Vec<u8> {
+        self.tail.recv_timeout(Duration::from_secs(2)).unwrap_or_default()
+    }
+}
+
+/// Starts the command.
+pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
+    let Some((program, arguments)) = spec.argv.split_first() else {
+        return Err(NotStarted {
+            exit_code: EXIT_NOT_FOUND,
+            message: "the command is empty".to_owned(),
+        });
+    };
+    let mut command = Command::new(resolve(program, spec)?);
+    command
+        .arg0(program)
+        .args(arguments)
+        .current_dir(&spec.working_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::inherit())
+        .stderr(Stdio::piped());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_none_or(names::is_reserved_env) {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("HOME", names::PATH_WORKSPACE)
+        .env("TMPDIR", names::PATH_TMP)
+        .envs(&spec.env);
+    command.env(names::ENV_OUTPUT, names::PATH_OUTPUT);
+    let (processes, file_size, root) = (
+        u64::from(spec.processes),
+        spec.workspace_bytes.max(spec.tmp_bytes),
+        spec.uid == 0,
+    );
+    sys::before_exec(&mut command, move || {
+        sys::new_session()?;
+        sys::set_limit(Limit::Core, 0)?;
+        sys::set_limit(Limit::FileSize, file_size)?;
+        // The kernel does not bind user 0 by it; the supervisor counts instead.
+        if root {
+            Ok(())
+        } else {
+            sys::set_limit(Limit::Processes, processes)
+        }
+    });
+    let mut child = command
+        .spawn()
+        .map_err(|error| not_started(program, spec, &error))?;
+    let (send, tail) = channel();
+    if let Some(mut pipe) = child.stderr.take() {
+        std::thread::spawn(move || {
+            let _ = send.send(pass_on(&mut pipe));
+        });
+    }
+    Ok(Child {
+        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
+        tail,
+    })
+}
+
+/// Copies untouched, and keeps the end.
+fn pass_on(pipe: &mut impl Read) -> Vec<u8> {
+    let (mut tail, mut buffer) = (Vec::new(), [0; 8192]);
+    let mut out = std::io::stderr().lock();
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) => return tail,
+            Ok(length) => {
+                // A log that can't be written must not end the run.
+                let _ = out.write_all(&buffer[..length]);
+                tail.extend_from_slice(&buffer[..length]);
+                if tail.len() > 2 * TAIL_BYTES {
+                    tail.drain(..tail.len() - TAIL_BYTES);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return tail,
+        }
+    }
+}
+
+/// Finds a program as a shell would.
+fn resolve(program: &str, spec: &CommandSpec) -> Result<PathBuf, NotStarted> {
+    if program.contains('/') {
+        let path = Path::new(&spec.working_dir).join(program);
+        return if path.exists() {
+            Ok(path)
+        } else {
+            Err(NotStarted {
+                exit_code: EXIT_NOT_FOUND,
+                message: format!("{program}: no such file in the image"),
+            })
+        };
+    }
+    let search = spec
+        .env
+        .get("PATH")
+        .cloned()
+        .or_else(|| std::env::var("PATH").ok());
+    let search =
+        search.unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    search
+        .split(':')
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.is_file())
+        .ok_or_else(|| NotStarted {
+            exit_code: EXIT_NOT_FOUND,
+            message: format!("{program}: not found in the image's PATH ({search})"),
+        })
+}
+
+fn not_started(program: &str, spec: &CommandSpec, error: &std::io::Error) -> NotStarted {
+    if !Path::new(&spec.working_dir).is_dir() {
+        return NotStarted {
+            exit_code: EXIT_NOT_EXECUTABLE,
+            message: format!("workingDir {}: no such folder", spec.working_dir),
+        };
+    }
+    NotStarted {
+        exit_code: EXIT_NOT_EXECUTABLE,
+        message: format!("{program}: {error}"),
+    }
+}

@@ -1,0 +1,407 @@
+//! Process 1 of the agent container: starts the user's command on the recorder's word, bounds it, ends it with
+//! everything it started, and reports.
+
+mod child;
+mod disk;
+mod evidence;
+mod files;
+mod usage;
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use agentsandbox_api::names;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::run::{
+    CommandSpec, EXIT_NO_GO, Ended, FromRecorder, FromSupervisor, OUTPUT_MAX_BYTES, STDERR_TAIL_MAX_BYTES,
+};
+
+use crate::protocol::{Channel, FROM_RECORDER_MAX, Received};
+use crate::sys::{self, Reaped, Signals};
+use crate::text;
+use child::{Child, NotStarted};
+use disk::DiskWatch;
+use usage::Meter;
+
+/// How long the recorder may take to listen.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the recorder may take to decide: it bounds its own probe far below this.
+const GO_TIMEOUT: Duration = Duration::from_secs(600);
+/// From the polite signal to the last one.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often the run's use is looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// A kernel that does not bound memory inside (gVisor) is helped from this share of the limit on, in percent.
+const MEMORY_GUARD_PERCENT: u64 = 95;
+
+/// Runs one command; returns the exit code that the container shall have.
+pub fn run() -> i32 {
+    sys::forbid_dumping();
+    let taken = [
+        libc::SIGCHLD,
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGHUP,
+    ];
+    let Ok(signals) = Signals::take(&taken) else {
+        return no_go("signals can't be taken");
+    };
+    let Some(mut channel) = connect() else {
+        return no_go("the recorder does not answer");
+    };
+    if channel.send(&FromSupervisor::Hello(evidence::gather())).is_err() {
+        return no_go("the recorder is gone");
+    }
+    match await_go(&mut channel, &signals) {
+        Ok(spec) => Run::new(*spec, signals, channel).to_the_end(),
+        Err(why) => no_go(&why),
+    }
+}
+
+fn no_go(why: &str) -> i32 {
+    eprintln!("sandbox-supervisor: the command was not started: {why}");
+    EXIT_NO_GO
+}
+
+fn connect() -> Option<Channel> {
+    let begun = Instant::now();
+    while begun.elapsed() < CONNECT_TIMEOUT {
+        if let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, names::PORT_CONTROL)) {
+            return Channel::new(stream, FROM_RECORDER_MAX).ok();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+fn await_go(channel: &mut Channel, signals: &Signals) -> Result<Box<CommandSpec>, String> {
+    let begun = Instant::now();
+    loop {
+        match channel.receive::<FromRecorder>() {
+            Received::Message(FromRecorder::Go(spec)) => return Ok(spec),
+            Received::Message(
+                FromRecorder::NoGo { reason, message } | FromRecorder::Stop { reason, message },
+            ) => {
+                return Err(format!("{reason}: {message}"));
+            }
+            Received::Broken => return Err("the recorder is gone".to_owned()),
+            Received::Nothing => {}
+        }
+        while let Some(signal) = signals.next() {
+            if signal.number == libc::SIGTERM && signal.from_outside {
+                return Err("the pod is being deleted".to_owned());
+            }
+        }
+        if begun.elapsed() > GO_TIMEOUT {
+            return Err("the recorder does not decide".to_owned());
+        }
+        sys::wait_readable(
+            &[channel.stream().as_fd(), signals.as_fd()],
+            Duration::from_secs(1),
+        );
+    }
+}
+
+/// Why the run is being ended by us.
+struct Ending {
+    reason: Reason,
+    message: String,
+    /// When the last signal goes out.
+    kill_at: Instant,
+    killed: bool,
+}
+
+struct Run {
+    spec: CommandSpec,
+    signals: Signals,
+    channel: Channel,
+    recorder_gone: bool,
+    meter: Meter,
+    disk: DiskWatch,
+    begun: Instant,
+    ending: Option<Ending>,
+    main_end: Option<sys::Ended>,
+}
+
+impl Run {
+    fn new(spec: CommandSpec, signals: Signals, channel: Channel) -> Self {
+        let disk = DiskWatch::new(vec![
+            (names::PATH_WORKSPACE.into(), spec.workspace_bytes),
+            (names::PATH_TMP.into(), spec.tmp_bytes),
+        ]);
+        let meter = Meter::new();
+        let begun = Instant::now();
+        Self {
+            spec,
+            signals,
+            channel,
+            recorder_gone: false,
+            meter,
+            disk,
+            begun,
+            ending: None,
+            main_end: None,
+        }
+    }
+
+    fn to_the_end(mut self) -> i32 {
+        let prepared =
+            files::write_all(&self.spec.files).and_then(|()| files::make_working_dir(&self.spec.working_dir));
+        let started = match prepared {
+            Ok(()) => child::start(&self.spec),
+            Err(message) => Err(NotStarted {
+                exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
+                message,
+            }),
+        };
+        match started {
+            Ok(child) => self.watch_over(&child),
+            Err(NotStarted { exit_code, message }) => {
+                eprintln!("sandbox-supervisor: {message}");
+                let ended = Ended {
+                    reason: Some(Reason::NonZeroExit),
+                    exit_code,
+                    message,
+                    ..Ended::default()
+                };
+                let _ = self
+                    .channel
+                    .send(&FromSupervisor::Started { at_ms: sys::now_ms() });
+                let _ = self.channel.send(&FromSupervisor::Ended(Box::new(ended)));
+                exit_code
+            }
+        }
+    }
+
+    fn watch_over(&mut self, child: &Child) -> i32 {
+        self.begun = Instant::now();
+        if self
+            .channel
+            .send(&FromSupervisor::Started { at_ms: sys::now_ms() })
+            .is_err()
+        {
+            self.lose_recorder();
+        }
+        while !self.step(child) {}
+        let wall = self.begun.elapsed();
+        end_everything();
+        let ended = self.account(child, wall);
+        if !self.recorder_gone {
+            let _ = self.channel.send(&FromSupervisor::Ended(Box::new(ended.clone())));
+        }
+        ended.exit_code
+    }
+
+    /// One look at everything; whether the run is over.
+    fn step(&mut self, child: &Child) -> bool {
+        self.take_signals(child);
+        if self.reap(child.pid) {
+            return true;
+        }
+        self.hear_recorder(child);
+        self.enforce(child);
+        let watched = [self.signals.as_fd(), self.channel.stream().as_fd()];
+        let watched = if self.recorder_gone {
+            &watched[..1]
+        } else {
+            &watched[..]
+        };
+        sys::wait_readable(watched, TICK);
+        false
+    }
+
+    /// Reaps whatever has ended; whether the command itself has, or nothing is left.
+    fn reap(&mut self, main: i32) -> bool {
+        loop {
+            match sys::reap() {
+                Reaped::One(ended) if ended.pid == main => {
+                    self.main_end = Some(ended);
+                    return true;
+                }
+                Reaped::One(_) => {}
+                Reaped::NoneYet => return false,
+                Reaped::NoChildren => return true,
+            }
+        }
+    }
+
+    /// A signal is believed only from outside the pid namespace: the command runs as the same user as process 1.
+    fn take_signals(&mut self, child: &Child) {
+        while let Some(signal) = self.signals.next() {
+            if signal.from_outside && signal.number == libc::SIGTERM {
+                self.end(child, Reason::Stopped, "ended from outside by SIGTERM".to_owned());
+            }
+        }
+    }
+
+    fn hear_recorder(&mut self, child: &Child) {
+        if self.recorder_gone {
+            return;
+        }
+        match self.channel.receive::<FromRecorder>() {
+            Received::Message(FromRecorder::Stop { reason, message }) => self.end(child, reason, message),
+            Received::Broken => self.lose_recorder(),
+            Received::Message(_) | Received::Nothing => {}
+        }
+    }
+
+    /// Without a recorder nobody watches: everything ends at once.
+    fn lose_recorder(&mut self) {
+        self.recorder_gone = true;
+        let message = "the recorder is gone".to_owned();
+        self.ending = Some(Ending {
+            reason: Reason::SandboxLost,
+            message,
+            kill_at: Instant::now(),
+            killed: false,
+        });
+    }
+
+    fn enforce(&mut self, child: &Child) {
+        let now = Instant::now();
+        if let Some(ending) = &mut self.ending {
+            if now >= ending.kill_at {
+                sys::kill_everything();
+                ending.killed = true;
+                // Whatever is born meanwhile dies in the next round.
+                ending.kill_at = now + TICK;
+            }
+            return;
+        }
+        let runtime = u64::from(self.spec.runtime_seconds);
+        if self.begun.elapsed() >= Duration::from_secs(runtime) {
+            return self.end(
+                child,
+                Reason::DeadlineExceeded,
+                format!("the command ran for {runtime} s, its limit"),
+            );
+        }
+        let (processes, memory) = self.meter.sample();
+        if processes > u64::from(self.spec.processes) {
+            let message = format!(
+                "{processes} processes and threads, at most {} are allowed",
+                self.spec.processes
+            );
+            return self.end_now(Reason::ProcessLimitExceeded, message);
+        }
+        let guarded = self.spec.memory_bytes / 100 * MEMORY_GUARD_PERCENT;
+        if let Some(memory) = memory.filter(|memory| *memory > guarded) {
+            let message = format!(
+                "{memory} bytes of memory in use, the limit is {}",
+                self.spec.memory_bytes
+            );
+            return self.end_now(Reason::OomKilled, message);
+        }
+        if let Some(over) = self.disk.check() {
+            self.end_now(Reason::DiskLimitExceeded, over);
+        }
+    }
+
+    /// Ends the run politely: the command may still write down what it knows.
+    fn end(&mut self, child: &Child, reason: Reason, message: String) {
+        if self.ending.is_none() {
+            sys::signal_group(child.pid, libc::SIGTERM);
+            self.ending = Some(Ending {
+                reason,
+                message,
+                kill_at: Instant::now() + GRACE,
+                killed: false,
+            });
+        }
+    }
+
+    /// Ends the run without grace: it is using up what others need.
+    fn end_now(&mut self, reason: Reason, message: String) {
+        sys::kill_everything();
+        self.ending = Some(Ending {
+            reason,
+            message,
+            kill_at: Instant::now() + TICK,
+            killed: true,
+        });
+    }
+
+    fn account(&mut self, child: &Child, wall: Duration) -> Ended {
+        let stderr = child.stderr_tail();
+        let (code, signal) = self
+            .main_end
+            .map_or((None, Some(libc::SIGKILL)), |end| (end.code, end.signal));
+        let exit_code = code.unwrap_or_else(|| 128 + signal.unwrap_or(libc::SIGKILL));
+        let oom = self.meter.was_oom_killed();
+        let (reason, message) = match self.ending.take() {
+            Some(ending) => (ending.reason, ending.message),
+            None if oom && (signal == Some(libc::SIGKILL) || exit_code == 137) => (
+                Reason::OomKilled,
+                "the kernel ended the command at its memory limit".to_owned(),
+            ),
+            None if signal == Some(libc::SIGXFSZ) => (
+                Reason::DiskLimitExceeded,
+                "the command tried to write a file larger than its workspace".to_owned(),
+            ),
+            None => match (exit_code, signal) {
+                (0, _) => (Reason::Completed, String::new()),
+                (_, Some(signal)) => (
+                    Reason::Signaled,
+                    format!("the command was ended by signal {signal}"),
+                ),
+                (code, None) if oom => (
+                    Reason::NonZeroExit,
+                    format!(
+                        "the command ended with exit code {code}, after the kernel ended a process of it at the memory limit"
+                    ),
+                ),
+                (code, None) => (
+                    Reason::NonZeroExit,
+                    format!("the command ended with exit code {code}"),
+                ),
+            },
+        };
+        Ended {
+            reason: Some(reason),
+            exit_code,
+            signal,
+            message,
+            stderr_tail: if self.spec.capture && exit_code != 0 {
+                text::tail(&text::sanitised(&stderr), STDERR_TAIL_MAX_BYTES)
+            } else {
+                String::new()
+            },
+            output: self.spec.capture.then(output).flatten(),
+            usage: self.meter.usage(wall),
+        }
+    }
+}
+
+/// Kills everything in the namespace, and waits until it is gone. A fork bomb loses: the signal reaches all
+/// processes at once, and a child that is being made inherits it.
+fn end_everything() {
+    let begun = Instant::now();
+    loop {
+        sys::kill_everything();
+        match sys::reap() {
+            Reaped::NoChildren => return,
+            Reaped::One(_) => {}
+            Reaped::NoneYet => std::thread::sleep(Duration::from_millis(1)),
+        }
+        // A process that can't be killed hangs in the kernel; the kubelet ends the container.
+        if begun.elapsed() > Duration::from_secs(5) {
+            return;
+        }
+    }
+}
+
+/// What the command left as its output.
+fn output() -> Option<String> {
+    let file = sys::open_untrusted(names::PATH_OUTPUT).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(4 * OUTPUT_MAX_BYTES as u64)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    Some(text::head(&text::sanitised(&bytes), OUTPUT_MAX_BYTES))
+}

@@ -1,0 +1,292 @@
+//! The few system calls that the standard library does not offer, each behind a safe function.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Makes this process unreadable for others of the same user: no ptrace, no `/proc/1/mem`.
+pub fn forbid_dumping() {
+    // SAFETY: prctl with these constants takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
+/// The kernel's release, as `uname -r` says.
+pub fn kernel_release() -> String {
+    // SAFETY: an all-zero utsname is valid, and uname fills the one it is given with NUL-terminated text.
+    unsafe {
+        let mut name: libc::utsname = std::mem::zeroed();
+        if libc::uname(&raw mut name) != 0 {
+            return String::new();
+        }
+        CStr::from_ptr(name.release.as_ptr())
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// The effective user.
+pub fn uid() -> u32 {
+    // SAFETY: geteuid has no preconditions.
+    unsafe { libc::geteuid() }
+}
+
+/// Whether this user may write at a path.
+pub fn may_write(path: &str) -> bool {
+    let Ok(path) = CString::new(path) else {
+        return false;
+    };
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) == 0 }
+}
+
+/// Signals as they arrive, with who sent them.
+pub struct Signals(OwnedFd);
+
+/// One signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    /// Its number.
+    pub number: i32,
+    /// Whether it came from outside this pid namespace: senders inside have a process id here.
+    pub from_outside: bool,
+}
+
+impl Signals {
+    /// Takes these signals as events from now on.
+    pub fn take(numbers: &[i32]) -> io::Result<Self> {
+        // SAFETY: the set is initialised by sigemptyset before use; signalfd returns a new descriptor or -1.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for number in numbers {
+                libc::sigaddset(&raw mut set, *number);
+            }
+            if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// The next signal that has arrived, if any.
+    pub fn next(&self) -> Option<Signal> {
+        // SAFETY: an all-zero signalfd_siginfo is valid, and read writes at most its size into it.
+        unsafe {
+            let mut info: libc::signalfd_siginfo = std::mem::zeroed();
+            let size = size_of::<libc::signalfd_siginfo>();
+            let read = libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size);
+            (usize::try_from(read) == Ok(size)).then(|| Signal {
+                number: i32::try_from(info.ssi_signo).unwrap_or_default(),
+                from_outside: info.ssi_pid == 0,
+            })
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits until one of the descriptors can be read, or for so long.
+pub fn wait_readable(descriptors: &[BorrowedFd<'_>], timeout: Duration) {
+    let mut polled: Vec<libc::pollfd> = descriptors
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // Rounded up, so that a deadline is not polled for in a loop of zero waits.
+    let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    // SAFETY: the pointer and length are those of a live vector.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+}
+
+/// A child that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its process id.
+    pub pid: i32,
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+}
+
+/// What `reap` found.
+pub enum Reaped {
+    /// A child that has ended.
+    One(Ended),
+    /// Children live on.
+    NoneYet,
+    /// There are no children.
+    NoChildren,
+}
+
+/// Reaps one child, without waiting.
+pub fn reap() -> Reaped {
+    let mut status = 0;
+    // SAFETY: the pointer is to a live integer.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    match pid {
+        0 => Reaped::NoneYet,
+        pid if pid > 0 => Reaped::One(Ended {
+            pid,
+            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        }),
+        _ => Reaped::NoChildren,
+    }
+}
+
+/// Sends a signal to every other process of this pid namespace; only process 1 of one may.
+pub fn kill_everything() {
+    if std::process::id() == 1 {
+        // SAFETY: kill takes no pointers; -1 as process 1 reaches this namespace alone.
+        unsafe { libc::kill(-1, libc::SIGKILL) };
+    }
+}
+
+/// Sends a signal to a process group.
+pub fn signal_group(group: i32, signal: i32) {
+    if group > 1 {
+        // SAFETY: kill takes no pointers.
+        unsafe { libc::kill(-group, signal) };
+    }
+}
+
+/// Starts a session of its own. Called between fork and exec.
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: setsid has no preconditions and is async-signal-safe.
+    if unsafe { libc::setsid() } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A resource limit.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// Processes and threads of this user.
+    Processes,
+    /// Size of any one file.
+    FileSize,
+    /// Size of core dumps.
+    Core,
+}
+
+/// Sets a limit, soft and hard. Called between fork and exec.
+pub fn set_limit(limit: Limit, value: u64) -> io::Result<()> {
+    let resource = match limit {
+        Limit::Processes => libc::RLIMIT_NPROC,
+        Limit::FileSize => libc::RLIMIT_FSIZE,
+        Limit::Core => libc::RLIMIT_CORE,
+    };
+    let both = libc::rlimit {
+        rlim_cur: value,
+        rlim_max: value,
+    };
+    // SAFETY: the pointer is to a live rlimit; setrlimit is async-signal-safe.
+    if unsafe { libc::setrlimit(resource, &raw const both) } != 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// What all ended children used: CPU time, and the largest resident set of any one of them in bytes.
+pub fn children_usage() -> (Duration, u64) {
+    // SAFETY: an all-zero rusage is valid, and getrusage fills the one it is given.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    let time = |t: libc::timeval| {
+        Duration::from_secs(u64::try_from(t.tv_sec).unwrap_or_default())
+            + Duration::from_micros(u64::try_from(t.tv_usec).unwrap_or_default())
+    };
+    (
+        time(usage.ru_utime) + time(usage.ru_stime),
+        u64::try_from(usage.ru_maxrss).unwrap_or_default() * 1024,
+    )
+}
+
+/// A folder, held by descriptor, below which nothing follows a symbolic link.
+pub struct Folder(OwnedFd);
+
+impl Folder {
+    /// Opens a folder of ours.
+    pub fn open(path: &str) -> io::Result<Self> {
+        open_at(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_DIRECTORY, 0).map(Self)
+    }
+
+    /// Opens a folder in this one, and makes it if it is missing.
+    pub fn enter(&self, name: &str) -> io::Result<Self> {
+        let c_name = CString::new(name)?;
+        // SAFETY: the name is NUL-terminated and outlives the call.
+        let made = unsafe { libc::mkdirat(self.0.as_raw_fd(), c_name.as_ptr(), 0o755) };
+        if made != 0 && io::Error::last_os_error().kind() != io::ErrorKind::AlreadyExists {
+            return Err(io::Error::last_os_error());
+        }
+        open_at(
+            self.0.as_raw_fd(),
+            name,
+            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW,
+            0,
+        )
+        .map(Self)
+    }
+
+    /// Creates a file in this folder, or truncates the one that is there.
+    pub fn create(&self, name: &str, mode: u32) -> io::Result<File> {
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        open_at(self.0.as_raw_fd(), name, flags, mode).map(File::from)
+    }
+}
+
+/// Opens a file of the adversary's: no symbolic link is followed, and a pipe does not make us wait.
+pub fn open_untrusted(path: &str) -> io::Result<File> {
+    let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    open_at(libc::AT_FDCWD, path, flags, 0).map(File::from)
+}
+
+fn open_at(folder: i32, path: &str, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    let path = CString::new(path)?;
+    // SAFETY: the path is NUL-terminated and outlives the call; a result of 0 or above is a new descriptor.
+    unsafe {
+        let fd = libc::openat(folder, path.as_ptr(), flags | libc::O_CLOEXEC, mode);
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
+    }
+}
+
+/// Runs a hook between fork and exec of a command.
+pub fn before_exec(
+    command: &mut std::process::Command,
+    hook: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: every hook here makes only async-signal-safe system calls, and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Unix time in milliseconds.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
