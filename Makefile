@@ -1,21 +1,48 @@
 CACHE ?= $(if $(AGENTSANDBOX_CACHE),$(AGENTSANDBOX_CACHE),$(HOME)/.cache/agent-sandbox)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
+CLUSTER := $(CARGO_TARGET_DIR)/debug/cluster
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help test lint unit generate
+.PHONY: help demo down test lint deny unit e2e bench generate cluster
 
 help: ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-test: lint unit ## Everything that must pass
+demo: cluster ## Start a real cluster, run every example on it and show what came of it
+	@$(CLUSTER) --name demo status >/dev/null 2>&1 || $(CLUSTER) --name demo up
+	e2e/install.sh demo
+	cargo run --locked -q -p e2e --bin demo
+
+down: cluster ## End the demo's cluster; nothing of it is left
+	$(CLUSTER) --name demo down
+
+test: lint deny unit e2e ## Everything that must pass
 
 lint: ## Format and clippy
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
+deny: $(CARGO_DENY) ## Licences, sources and duplicates of dependencies
+	$(CARGO_DENY) --all-features check bans licenses sources
+
 unit: ## Unit and property tests; generated files are current
-	cargo test --workspace --locked
+	cargo test --workspace --locked --exclude e2e --exclude e2e-bench
+
+e2e: cluster ## End-to-end tests on a real cluster, which is ended afterwards
+	e2e/test.sh
+
+bench: cluster ## Benchmarks on a real cluster, which is ended afterwards
+	e2e/bench.sh
 
 generate: ## Write the files that are generated from the API's types
 	cargo run -q -p sandbox-operator -- crd agentsandbox > crds/agentsandbox.dev_agentsandboxes.yaml
 	cargo run -q -p sandbox-operator -- crd sandboxpolicy > crds/agentsandbox.dev_sandboxpolicies.yaml
 	cargo run -q -p sandbox-operator -- api-reference > docs/api-reference.md
+
+cluster:
+	cargo build --locked -q -p cluster
+	$(CLUSTER) build
+
+$(CARGO_DENY):
+	cargo install --locked -q --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)

@@ -1,2 +1,2 @@
-//! Placeholder.
+//! Benchmarks.
 fn main() {}

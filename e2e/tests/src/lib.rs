@@ -1,1 +1,6 @@
-//! Placeholder.
+//! What end-to-end tests, demo and benchmarks share: a client of the cluster, waiting with bounds, the scenarios.
+
+pub mod harness;
+pub mod scenarios;
+
+pub use harness::{Harness, HarnessError};

@@ -1,0 +1,18 @@
+#!/bin/sh
+# End-to-end tests: starts a cluster of their own, installs the operator, runs them, and ends the cluster whatever
+# came of them.
+set -eu
+cd "$(dirname "$0")/.."
+cluster="${CARGO_TARGET_DIR:-target}/debug/cluster"
+export AGENTSANDBOX_CLUSTER=test
+trap '"$cluster" --name test down' EXIT
+trap 'exit 130' INT TERM
+# Compiled before the cluster starts, so that it does not wait for the compiler.
+cargo test --locked -q -p e2e --no-run
+"$cluster" --name test up
+e2e/install.sh test
+# Shorter bounds where a test waits for one.
+"$cluster" --name test kubectl -n agentsandbox-system set env deployment/agentsandbox-operator \
+    IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=40 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 >/dev/null
+"$cluster" --name test kubectl -n agentsandbox-system rollout status deployment/agentsandbox-operator --timeout=120s
+cargo test --locked -p e2e -- --test-threads="${E2E_THREADS:-4}" "$@"

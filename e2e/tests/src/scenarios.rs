@@ -1,0 +1,220 @@
+//! The scenarios of the demo, each a manifest in `examples/`, with what must come of it. The tests check the same.
+
+use agentsandbox_api::isolation::IsolationLevel;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::sandbox::AgentSandboxStatus;
+
+/// One scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Name of the sandbox.
+    pub sandbox: &'static str,
+    /// Its manifest in `examples/`.
+    pub manifest: &'static str,
+    /// What it tries, for people.
+    pub tried: &'static str,
+    /// The verdict.
+    pub reason: Reason,
+    /// The exit code; `None` if the command must not have started or not have reported one.
+    pub exit_code: ExitCode,
+    /// The isolation that must be observed, if the pod came so far.
+    pub level: Option<IsolationLevel>,
+    /// Parts of the message.
+    pub message: &'static [&'static str],
+}
+
+/// What is expected of an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCode {
+    /// This one.
+    Is(i32),
+    /// Any: the command was ended by us or by the kernel.
+    Any,
+    /// None: the command never started.
+    None,
+}
+
+const GVISOR: Option<IsolationLevel> = Some(IsolationLevel::UserspaceKernel);
+
+/// All scenarios, in the order of the demo.
+pub const SCENARIOS: [Scenario; 12] = [
+    Scenario {
+        sandbox: "python-job",
+        manifest: "01-python-job.yaml",
+        tried: "computes, writes a file, returns output",
+        reason: Reason::Completed,
+        exit_code: ExitCode::Is(0),
+        level: GVISOR,
+        message: &[],
+    },
+    Scenario {
+        sandbox: "failing-job",
+        manifest: "02-failing-job.yaml",
+        tried: "exits with code 3",
+        reason: Reason::NonZeroExit,
+        exit_code: ExitCode::Is(3),
+        level: GVISOR,
+        message: &["exit code 3", "no such customer: 4711"],
+    },
+    Scenario {
+        sandbox: "exfiltration",
+        manifest: "03-exfiltration.yaml",
+        tried: "dials six ways out",
+        reason: Reason::Completed,
+        exit_code: ExitCode::Is(0),
+        level: GVISOR,
+        message: &[],
+    },
+    Scenario {
+        sandbox: "endless-loop",
+        manifest: "04-endless-loop.yaml",
+        tried: "never ends",
+        reason: Reason::DeadlineExceeded,
+        exit_code: ExitCode::Any,
+        level: GVISOR,
+        message: &["5 s"],
+    },
+    Scenario {
+        sandbox: "memory-hog",
+        manifest: "05-memory-hog.yaml",
+        tried: "takes all memory",
+        reason: Reason::OomKilled,
+        exit_code: ExitCode::Any,
+        level: GVISOR,
+        message: &["memory"],
+    },
+    Scenario {
+        sandbox: "fork-bomb",
+        manifest: "06-fork-bomb.yaml",
+        tried: "forks without end",
+        reason: Reason::Completed,
+        exit_code: ExitCode::Is(0),
+        level: Some(IsolationLevel::Container),
+        message: &[],
+    },
+    Scenario {
+        sandbox: "fills-workspace",
+        manifest: "07-fills-workspace.yaml",
+        tried: "fills its workspace",
+        reason: Reason::DiskLimitExceeded,
+        exit_code: ExitCode::Any,
+        level: GVISOR,
+        message: &["/workspace"],
+    },
+    Scenario {
+        sandbox: "too-much",
+        manifest: "08-too-much.yaml",
+        tried: "asks for more than its policy allows",
+        reason: Reason::PolicyRejected,
+        exit_code: ExitCode::None,
+        level: None,
+        message: &[
+            "spec.resources.cpu",
+            "spec.resources.memory",
+            "spec.resources.processes",
+            "spec.limits.runtimeSeconds",
+        ],
+    },
+    Scenario {
+        sandbox: "too-weak",
+        manifest: "09-too-weak.yaml",
+        tried: "microVM demanded, plain runc given",
+        reason: Reason::IsolationTooWeak,
+        exit_code: ExitCode::None,
+        level: Some(IsolationLevel::Container),
+        message: &["Container", "MicroVM"],
+    },
+    Scenario {
+        sandbox: "pod-deleted",
+        manifest: "10-pod-deleted.yaml",
+        tried: "its pod is deleted while it runs",
+        reason: Reason::SandboxLost,
+        exit_code: ExitCode::Any,
+        level: GVISOR,
+        message: &["not run again"],
+    },
+    Scenario {
+        sandbox: "ttl-good",
+        manifest: "11-ttl.yaml",
+        tried: "succeeds; pod kept 5 s",
+        reason: Reason::Completed,
+        exit_code: ExitCode::Is(0),
+        level: GVISOR,
+        message: &[],
+    },
+    Scenario {
+        sandbox: "ttl-failed",
+        manifest: "11-ttl.yaml",
+        tried: "fails; pod kept 15 s",
+        reason: Reason::NonZeroExit,
+        exit_code: ExitCode::Is(1),
+        level: GVISOR,
+        message: &["exit code 1"],
+    },
+];
+
+impl Scenario {
+    /// Everything in which a status is not as expected.
+    #[must_use]
+    pub fn differences(&self, status: &AgentSandboxStatus) -> Vec<String> {
+        let mut found = Vec::new();
+        let result = status.result.clone().unwrap_or_default();
+        if result.reason != Some(self.reason) {
+            found.push(format!("reason {:?} instead of {}", result.reason, self.reason));
+        }
+        let exit_matches = match self.exit_code {
+            ExitCode::Is(code) => result.exit_code == Some(code),
+            ExitCode::Any => true,
+            ExitCode::None => result.exit_code.is_none(),
+        };
+        if !exit_matches {
+            found.push(format!("exit code {:?} instead of {:?}", result.exit_code, self.exit_code));
+        }
+        let level = status.isolation.as_ref().and_then(|isolation| isolation.level);
+        // A sandbox that the kernel killed whole could not report what it had observed.
+        if level != self.level && !(self.reason == Reason::OomKilled && level.is_none()) {
+            found.push(format!("isolation {level:?} instead of {:?}", self.level));
+        }
+        let message = result.message.unwrap_or_default();
+        found.extend(self.message.iter().filter(|part| !message.contains(**part)).map(|part| format!("{part:?} is not in the message {message:?}")));
+        found.extend(self.special(status));
+        found
+    }
+
+    /// What only one scenario must show.
+    fn special(&self, status: &AgentSandboxStatus) -> Vec<String> {
+        let mut found = Vec::new();
+        let result = status.result.clone().unwrap_or_default();
+        let usage = status.usage.clone().unwrap_or_default();
+        let network = status.network.clone().unwrap_or_default();
+        let mut must = |holds: bool, what: &str| {
+            if !holds {
+                found.push(what.to_owned());
+            }
+        };
+        match self.sandbox {
+            "python-job" => {
+                must(result.output.as_deref() == Some(r#"{"sumOfSquares": 333332833333500000}"#), "output");
+                must(usage.wall_seconds.is_some_and(|s| s > 0.0), "usage.wallSeconds");
+                must(usage.cpu_seconds.is_some_and(|s| s > 0.0), "usage.cpuSeconds");
+                must(usage.memory_peak_bytes.is_some_and(|b| b > 1 << 20), "usage.memoryPeakBytes");
+            }
+            "exfiltration" => {
+                let output = result.output.unwrap_or_default();
+                must(output.matches("silence").count() == 6, "six silent destinations in the output");
+                must(network.isolated_at.is_some(), "network.isolatedAt");
+                for probe in ["apiserver/tcp", "canary/tcp", "canary/udp", "dns/tcp", "dns/udp", "metadata/tcp", "node/tcp", "node/udp"] {
+                    must(
+                        network.probes.get(probe).is_some_and(|outcome| outcome.meets(agentsandbox_api::run::Expectation::Closed)),
+                        &format!("network.probes {probe}"),
+                    );
+                }
+            }
+            "fork-bomb" => {
+                must(usage.processes_peak.is_some_and(|n| (20..=45).contains(&n)), "usage.processesPeak near its limit, 40");
+            }
+            _ => {}
+        }
+        found
+    }
+}

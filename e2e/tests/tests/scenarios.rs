@@ -1,0 +1,95 @@
+//! Every scenario of the demo, from the same manifest, with its exact status.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use agentsandbox_api::condition::types;
+use agentsandbox_api::sandbox::{AgentSandbox, Phase};
+use e2e::Harness;
+use e2e::harness::{is, name_of, repository};
+use e2e::scenarios::{SCENARIOS, Scenario};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
+
+async fn apply(harness: &Harness, manifest: &str) {
+    let path = repository().join("examples").join(manifest);
+    harness.kubectl(&["apply", "-f", &path.to_string_lossy()]).unwrap();
+}
+
+async fn check(sandbox: &str) {
+    let scenario: &Scenario = SCENARIOS.iter().find(|scenario| scenario.sandbox == sandbox).unwrap();
+    let harness = Harness::start(sandbox).await.unwrap();
+    apply(&harness, "00-policies.yaml").await;
+    apply(&harness, scenario.manifest).await;
+    if sandbox == "pod-deleted" {
+        harness.running(sandbox).await.unwrap();
+        let pod = name_of(&harness.pods_of(sandbox).await.unwrap()[0]);
+        harness.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
+    }
+    let status = harness.finished(sandbox).await.unwrap();
+    let differences = scenario.differences(&status);
+    assert!(differences.is_empty(), "{differences:?} in {}", serde_json::to_string_pretty(&status).unwrap());
+    let success = scenario.reason.is_success();
+    assert_eq!(status.phase, Some(if success { Phase::Succeeded } else { Phase::Failed }));
+    assert!(is(&status, types::SUCCEEDED, if success { "True" } else { "False" }));
+    assert!(is(&status, types::READY, if success { "True" } else { "False" }));
+    assert!(is(&status, types::STALLED, if success { "False" } else { "True" }));
+    assert!(is(&status, types::RECONCILING, "False"));
+    if sandbox == "pod-deleted" {
+        harness.without_pods(sandbox).await.unwrap();
+    }
+    harness.finish().await.unwrap();
+}
+
+macro_rules! scenario {
+    ($test:ident, $sandbox:literal) => {
+        #[tokio::test]
+        async fn $test() {
+            check($sandbox).await;
+        }
+    };
+}
+
+scenario!(a_python_job_returns_its_output, "python-job");
+scenario!(a_failing_job_shows_its_exit_code, "failing-job");
+scenario!(an_endless_loop_meets_its_deadline, "endless-loop");
+scenario!(a_memory_hog_is_ended, "memory-hog");
+scenario!(a_fork_bomb_is_contained, "fork-bomb");
+scenario!(a_full_workspace_ends_the_run, "fills-workspace");
+scenario!(a_sandbox_above_its_ceilings_is_rejected, "too-much");
+scenario!(a_microvm_in_name_only_starts_nothing, "too-weak");
+scenario!(a_run_whose_pod_is_deleted_is_lost, "pod-deleted");
+
+#[tokio::test]
+async fn every_way_out_is_silent() {
+    let harness = Harness::start("exfiltration").await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(harness.client.clone(), "kube-system");
+    let dns = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await.unwrap();
+    let address = dns.items.into_iter().find_map(|pod| pod.status?.pod_ip).unwrap();
+    apply(&harness, "00-policies.yaml").await;
+    let text = std::fs::read_to_string(repository().join("examples/03-exfiltration.yaml")).unwrap();
+    let file = std::env::temp_dir().join(format!("{}.yaml", harness.namespace));
+    std::fs::write(&file, text.replace("10.244.0.2", &address)).unwrap();
+    harness.kubectl(&["apply", "-f", &file.to_string_lossy()]).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.sandbox == "exfiltration").unwrap();
+    let status = harness.finished("exfiltration").await.unwrap();
+    let differences = scenario.differences(&status);
+    assert!(differences.is_empty(), "{differences:?}");
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn pods_of_good_and_failed_runs_go_after_their_own_times_and_verdicts_stay() {
+    let harness = Harness::start("ttl").await.unwrap();
+    apply(&harness, "11-ttl.yaml").await;
+    for (name, seconds) in [("ttl-good", 5), ("ttl-failed", 15)] {
+        let status = harness.finished(name).await.unwrap();
+        let kept = status.expiration_time.unwrap().0.duration_since(status.completion_time.unwrap().0);
+        assert_eq!(kept.as_secs(), seconds, "{name}");
+        harness.without_pods(name).await.unwrap();
+        let expired = harness.when(name, "expiry", |status| is(status, types::EXPIRED, "True")).await.unwrap();
+        assert_eq!(expired.result, status.result, "{name}: the verdict stays");
+    }
+    assert_eq!(harness.api::<AgentSandbox>().list(&ListParams::default()).await.unwrap().items.len(), 2);
+    harness.finish().await.unwrap();
+}
