@@ -9,7 +9,10 @@ use crate::error::{Error, InFile, Result};
 /// Runs a program and returns what it printed; its error output is in the error.
 pub fn run(command: &mut Command) -> Result<String> {
     let program = describe(command);
-    let output = command.stdin(Stdio::null()).output().in_file(Path::new(command.get_program()))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .in_file(Path::new(command.get_program()))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -17,7 +20,11 @@ pub fn run(command: &mut Command) -> Result<String> {
     let said = String::from_utf8_lossy(&said);
     let last: Vec<&str> = said.lines().rev().take(12).collect();
     let output_text = last.into_iter().rev().collect::<Vec<_>>().join("\n");
-    Err(Error::Command { program, status: output.status.to_string(), output: output_text })
+    Err(Error::Command {
+        program,
+        status: output.status.to_string(),
+        output: output_text,
+    })
 }
 
 /// Runs a program with these arguments.
@@ -35,10 +42,18 @@ pub fn run_words(line: &str) -> Result<String> {
 /// Whether a program is on the PATH.
 pub fn exists(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|folder| Path::new(folder).join(program).is_file())
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .any(|folder| Path::new(folder).join(program).is_file())
 }
 
 fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ").chars().take(300).collect()
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .take(300)
+        .collect()
 }

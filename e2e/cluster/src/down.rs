@@ -9,11 +9,11 @@ use nix::sys::signal::Signal;
 
 use crate::error::{Error, InFile, Result};
 use crate::layout::Layout;
+use crate::network;
 use crate::parts::END_ORDER;
 use crate::process::{self, Started};
 use crate::tools::Programs;
 use crate::up::{cgroup_hierarchies, kubectl};
-use crate::network;
 
 /// Ends the cluster: pods, processes, mounts, cgroups, namespaces, files. Says what could not be removed.
 pub fn down(layout: &Layout) -> Result<()> {
@@ -31,20 +31,42 @@ pub fn down(layout: &Layout) -> Result<()> {
         fs::remove_dir_all(&layout.state).in_file(&layout.state)?;
     }
     let left = leftovers(layout);
-    if left.is_empty() { Ok(()) } else { Err(Error::LeftOver(left.join("; "))) }
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::LeftOver(left.join("; ")))
+    }
 }
 
 /// Pods first, so that shims and sandboxes end by themselves.
 fn delete_pods(layout: &Layout) {
     let alive = |part| process::find(layout, part).is_some_and(Started::is_alive);
-    let (Ok(programs), true) = (Programs::find(), alive("kube-apiserver") && alive("kubelet")) else { return };
+    let (Ok(programs), true) = (Programs::find(), alive("kube-apiserver") && alive("kubelet")) else {
+        return;
+    };
     // Without the workloads' controllers nothing makes them again.
     for part in ["kube-controller-manager", "kube-scheduler", "kwok"] {
         crate::up::stop(layout, part);
     }
-    let _ = kubectl(layout, &programs, &["delete", "pods", "-A", "--all", "--force", "--grace-period=0", "--wait=false"]);
+    let _ = kubectl(
+        layout,
+        &programs,
+        &[
+            "delete",
+            "pods",
+            "-A",
+            "--all",
+            "--force",
+            "--grace-period=0",
+            "--wait=false",
+        ],
+    );
     let begun = Instant::now();
-    let shims = || process::strays(layout).iter().any(|(_, command)| command.contains("containerd-shim"));
+    let shims = || {
+        process::strays(layout)
+            .iter()
+            .any(|(_, command)| command.contains("containerd-shim"))
+    };
     while shims() && begun.elapsed() < Duration::from_secs(8) {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -67,7 +89,11 @@ fn unmount(layout: &Layout) {
     let below = format!("{}/", layout.state.display());
     for _ in 0..10 {
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let mut ours: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| path.starts_with(&below)).collect();
+        let mut ours: Vec<&str> = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|path| path.starts_with(&below))
+            .collect();
         if ours.is_empty() {
             return;
         }
@@ -108,8 +134,10 @@ fn remove_group(group: &Path) {
 /// What is still there of a cluster.
 #[must_use]
 pub fn leftovers(layout: &Layout) -> Vec<String> {
-    let mut left: Vec<String> =
-        process::strays(layout).into_iter().map(|(process, command)| format!("process {} ({command})", process.pid)).collect();
+    let mut left: Vec<String> = process::strays(layout)
+        .into_iter()
+        .map(|(process, command)| format!("process {} ({command})", process.pid))
+        .collect();
     for namespace in [layout.netns(), layout.outside_netns()] {
         if Path::new("/run/netns").join(&namespace).exists() {
             left.push(format!("network namespace {namespace}"));
@@ -117,8 +145,20 @@ pub fn leftovers(layout: &Layout) -> Vec<String> {
     }
     let below = format!("{}/", layout.state.display());
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    left.extend(mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| path.starts_with(&below)).map(|path| format!("mount {path}")));
-    left.extend(cgroup_hierarchies().iter().map(|root| root.join(layout.cgroup())).filter(|group| group.exists()).map(|group| format!("cgroup {}", group.display())));
+    left.extend(
+        mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|path| path.starts_with(&below))
+            .map(|path| format!("mount {path}")),
+    );
+    left.extend(
+        cgroup_hierarchies()
+            .iter()
+            .map(|root| root.join(layout.cgroup()))
+            .filter(|group| group.exists())
+            .map(|group| format!("cgroup {}", group.display())),
+    );
     if layout.state.exists() {
         left.push(format!("folder {}", layout.state.display()));
     }

@@ -55,6 +55,9 @@ pub trait InFile<T> {
 
 impl<T> InFile<T> for std::io::Result<T> {
     fn in_file(self, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| Error::Io { path: path.as_ref().to_owned(), source })
+        self.map_err(|source| Error::Io {
+            path: path.as_ref().to_owned(),
+            source,
+        })
     }
 }

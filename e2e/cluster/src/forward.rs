@@ -11,8 +11,12 @@ use crate::layout::{Layout, address};
 
 /// Picks a free port of the host's loopback, or checks the one asked for.
 pub fn choose_port(asked: Option<u16>) -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", asked.unwrap_or(0)))
-        .map_err(|error| Error::Prerequisite(format!("port {} of 127.0.0.1 can't be used: {error}; choose another --port", asked.unwrap_or(0))))?;
+    let listener = TcpListener::bind(("127.0.0.1", asked.unwrap_or(0))).map_err(|error| {
+        Error::Prerequisite(format!(
+            "port {} of 127.0.0.1 can't be used: {error}; choose another --port",
+            asked.unwrap_or(0)
+        ))
+    })?;
     Ok(listener.local_addr().map_or(0, |address| address.port()))
 }
 

@@ -51,8 +51,11 @@ impl Image {
         })
         .to_string();
         let manifest_digest = hex(&Sha256::digest(manifest.as_bytes()));
-        let mut entry =
-            descriptor("application/vnd.oci.image.manifest.v1+json", &manifest_digest, manifest.len() as u64);
+        let mut entry = descriptor(
+            "application/vnd.oci.image.manifest.v1+json",
+            &manifest_digest,
+            manifest.len() as u64,
+        );
         entry["annotations"] = json!({"io.containerd.image.name": self.reference});
         let index = json!({
             "schemaVersion": 2,
@@ -66,8 +69,16 @@ impl Image {
             let mut archive = tar::Builder::new(File::create(&partial)?);
             append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
             append(&mut archive, "index.json", index.as_bytes())?;
-            append(&mut archive, &format!("blobs/sha256/{config_digest}"), config.as_bytes())?;
-            append(&mut archive, &format!("blobs/sha256/{manifest_digest}"), manifest.as_bytes())?;
+            append(
+                &mut archive,
+                &format!("blobs/sha256/{config_digest}"),
+                config.as_bytes(),
+            )?;
+            append(
+                &mut archive,
+                &format!("blobs/sha256/{manifest_digest}"),
+                manifest.as_bytes(),
+            )?;
             let mut layer = File::open(&layer_file)?;
             let mut header = header(layer_size, 0o644);
             archive.append_data(&mut header, format!("blobs/sha256/{layer_digest}"), &mut layer)?;
@@ -86,8 +97,11 @@ impl Image {
         if !env.iter().any(|entry| entry.starts_with("PATH=")) {
             env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         }
-        let volumes: serde_json::Map<String, Value> =
-            self.volumes.iter().map(|volume| (volume.clone(), json!({}))).collect();
+        let volumes: serde_json::Map<String, Value> = self
+            .volumes
+            .iter()
+            .map(|volume| (volume.clone(), json!({})))
+            .collect();
         json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",

@@ -16,11 +16,17 @@ pub struct Layout {
 impl Layout {
     /// The layout of a cluster of this name.
     pub fn new(name: &str) -> Result<Self> {
-        let valid = (1..=8).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let valid = (1..=8).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         if !valid {
-            return Err(Error::Prerequisite(format!("{name:?} is no name for a cluster: 1 to 8 of a-z and 0-9")));
+            return Err(Error::Prerequisite(format!(
+                "{name:?} is no name for a cluster: 1 to 8 of a-z and 0-9"
+            )));
         }
-        Ok(Self { name: name.to_owned(), state: Path::new("/var/lib/agent-sandbox").join(name) })
+        Ok(Self {
+            name: name.to_owned(),
+            state: Path::new("/var/lib/agent-sandbox").join(name),
+        })
     }
 
     /// The cluster's network namespace, and its group in every cgroup hierarchy.

@@ -36,9 +36,14 @@ impl Cluster {
     pub fn attach(name: &str) -> Result<Self> {
         let layout = Layout::new(name)?;
         if !layout.kubeconfig().exists() {
-            return Err(Error::Prerequisite(format!("cluster {name:?} is not up: run `cluster --name {name} up`")));
+            return Err(Error::Prerequisite(format!(
+                "cluster {name:?} is not up: run `cluster --name {name} up`"
+            )));
         }
-        Ok(Self { layout, programs: tools::Programs::find()? })
+        Ok(Self {
+            layout,
+            programs: tools::Programs::find()?,
+        })
     }
 
     /// Kubeconfig of its administrator.

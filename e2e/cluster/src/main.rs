@@ -5,7 +5,9 @@ use std::process::{Command as Process, ExitCode};
 
 use clap::{Parser, Subcommand};
 use cluster::image::Image;
-use cluster::{Cluster, Error, Layout, PARTS, Result, down, find_process, forward, outside, packages, tools, up};
+use cluster::{
+    Cluster, Error, Layout, PARTS, Result, down, find_process, forward, outside, packages, tools, up,
+};
 
 /// A real single-node Kubernetes on a bare Linux machine: API server, kubelet, containerd, gVisor, a NetworkPolicy
 /// engine that denies, cluster DNS. Needs root and Go; everything else it installs or builds, once.
@@ -110,19 +112,45 @@ fn act(cli: Cli) -> Result<ExitCode> {
         Action::Up { port, kwok } => up::up(&layout, up::Options { port, kwok })?,
         Action::Down => {
             down::down(&layout)?;
-            eprintln!("Cluster {:?} is gone: no process, namespace, mount or cgroup of it is left", layout.name);
+            eprintln!(
+                "Cluster {:?} is gone: no process, namespace, mount or cgroup of it is left",
+                layout.name
+            );
         }
         Action::Status => return Ok(status(&layout)),
         Action::Kubeconfig => println!("{}", Cluster::attach(&cli.name)?.kubeconfig().display()),
         Action::Kubectl { arguments } => {
             let mut kubectl: Process = Cluster::attach(&cli.name)?.kubectl();
-            let status = kubectl.args(arguments).status().map_err(|source| Error::Io { path: "kubectl".into(), source })?;
-            return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
+            let status = kubectl.args(arguments).status().map_err(|source| Error::Io {
+                path: "kubectl".into(),
+                source,
+            })?;
+            return Ok(ExitCode::from(
+                u8::try_from(status.code().unwrap_or(1)).unwrap_or(1),
+            ));
         }
         Action::Load { archives } => Cluster::attach(&cli.name)?.load(&archives)?,
-        Action::Image { out, reference, file, entrypoint, user, volume } => {
-            let files = file.into_iter().map(|(source, destination)| (source, destination, 0o755)).collect();
-            Image { reference, files, entrypoint, user, volumes: volume, ..Image::default() }.write(&out)?;
+        Action::Image {
+            out,
+            reference,
+            file,
+            entrypoint,
+            user,
+            volume,
+        } => {
+            let files = file
+                .into_iter()
+                .map(|(source, destination)| (source, destination, 0o755))
+                .collect();
+            Image {
+                reference,
+                files,
+                entrypoint,
+                user,
+                volumes: volume,
+                ..Image::default()
+            }
+            .write(&out)?;
         }
         Action::AgentImage => println!("{}", packages::agent_image()?.display()),
         Action::Logs { part } => {
@@ -143,7 +171,11 @@ fn status(layout: &Layout) -> ExitCode {
         match find_process(layout, part) {
             Some(process) if process.is_alive() => {
                 up = true;
-                println!("{part:<26}{:>8}  {:>5} MiB", process.pid, process.resident_bytes() >> 20);
+                println!(
+                    "{part:<26}{:>8}  {:>5} MiB",
+                    process.pid,
+                    process.resident_bytes() >> 20
+                );
             }
             Some(_) => println!("{part:<26}{:>8}  ended: see `cluster logs {part}`", "-"),
             None => {}

@@ -58,7 +58,10 @@ pub fn guard(layout: &Layout) -> Result<()> {
 /// Runs a line inside the cluster's namespace. `ip netns exec` would mount another /sys, without the cgroups.
 pub fn inside_of(layout: &Layout, line: &str) -> Result<String> {
     let enter = format!("--net={}", layout.netns_path());
-    run_args("nsenter", std::iter::once(enter.as_str()).chain(line.split_whitespace()))
+    run_args(
+        "nsenter",
+        std::iter::once(enter.as_str()).chain(line.split_whitespace()),
+    )
 }
 
 /// Removes both namespaces; the processes in them must have ended.

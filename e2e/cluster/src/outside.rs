@@ -23,7 +23,9 @@ pub fn serve() -> Result<()> {
                 thread::spawn(move || {
                     let _ = caller.set_read_timeout(Some(Duration::from_secs(2)));
                     let _ = caller.read(&mut [0; 1024]);
-                    let _ = caller.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\noutside\n");
+                    let _ = caller.write_all(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\noutside\n",
+                    );
                 });
             }
         }));

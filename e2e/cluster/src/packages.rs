@@ -33,23 +33,35 @@ const RECIPE: &str = "1";
 
 /// Installs what is missing.
 pub fn install_missing() -> Result<()> {
-    let missing: Vec<&str> = NEEDED.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !exists(program))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     if !exists("apt-get") {
-        return Err(Error::Prerequisite(format!("missing packages: {}; there is no apt-get to install them", missing.join(", "))));
+        return Err(Error::Prerequisite(format!(
+            "missing packages: {}; there is no apt-get to install them",
+            missing.join(", ")
+        )));
     }
     eprintln!("Installing Debian packages: {}", missing.join(", "));
     run_args("apt-get", ["-qq", "update"])?;
     let mut install = Command::new("apt-get");
-    install.args(["-qq", "-y", "--no-install-recommends", "install"]).args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
+    install
+        .args(["-qq", "-y", "--no-install-recommends", "install"])
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive");
     run(&mut install).map(|_| ())
 }
 
 /// The agent image as an OCI archive: Python, git, curl and Node.js for a user that is not root. Made once.
 pub fn agent_image() -> Result<PathBuf> {
-    let key = hex(&Sha256::digest(format!("{RECIPE} {SUITE} {AGENT_PACKAGES}").as_bytes()));
+    let key = hex(&Sha256::digest(
+        format!("{RECIPE} {SUITE} {AGENT_PACKAGES}").as_bytes(),
+    ));
     let folder = cache().join("images");
     let archive = folder.join(format!("agent-{}.tar", &key[..12]));
     if archive.exists() {
@@ -59,8 +71,17 @@ pub fn agent_image() -> Result<PathBuf> {
     fs::create_dir_all(&folder).in_file(&folder)?;
     let root = folder.join(format!(".agent-root.{}.tar", std::process::id()));
     let mut bootstrap = Command::new("mmdebstrap");
-    bootstrap.args(["--quiet", "--variant=minbase", &format!("--include={AGENT_PACKAGES}")]);
-    for excluded in ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"] {
+    bootstrap.args([
+        "--quiet",
+        "--variant=minbase",
+        &format!("--include={AGENT_PACKAGES}"),
+    ]);
+    for excluded in [
+        "/usr/share/doc/*",
+        "/usr/share/man/*",
+        "/usr/share/locale/*",
+        "/usr/share/info/*",
+    ] {
         bootstrap.arg(format!("--dpkgopt=path-exclude={excluded}"));
     }
     bootstrap
@@ -88,11 +109,19 @@ pub fn agent_image() -> Result<PathBuf> {
 fn sources() -> Result<Vec<PathBuf>> {
     let folder = Path::new("/etc/apt/sources.list.d");
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    files.extend(fs::read_dir(folder).in_file(folder)?.flatten().map(|entry| entry.path()));
+    files.extend(
+        fs::read_dir(folder)
+            .in_file(folder)?
+            .flatten()
+            .map(|entry| entry.path()),
+    );
     let is_debian = |path: &PathBuf| {
         let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines().any(|line| !line.starts_with('#') && line.contains(SUITE) && (line.contains(" main") || line.starts_with("Suites:")))
-            && text.contains("debian")
+        text.lines().any(|line| {
+            !line.starts_with('#')
+                && line.contains(SUITE)
+                && (line.contains(" main") || line.starts_with("Suites:"))
+        }) && text.contains("debian")
             && (text.contains("debian-archive") || path.ends_with("sources.list"))
     };
     Ok(files.into_iter().filter(is_debian).collect())

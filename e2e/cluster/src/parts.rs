@@ -11,7 +11,10 @@ use crate::tools::Programs;
 /// Configuration files, with `@NAME@` and the like to be filled in.
 const FILES: [(&str, &str); 7] = [
     ("kubelet.yaml", include_str!("../config/kubelet.yaml")),
-    ("containerd/config.toml", include_str!("../config/containerd.toml")),
+    (
+        "containerd/config.toml",
+        include_str!("../config/containerd.toml"),
+    ),
     ("runsc.toml", include_str!("../config/runsc.toml")),
     ("cni/10-pods.conflist", include_str!("../config/cni.conflist")),
     ("kube-proxy.yaml", include_str!("../config/kube-proxy.yaml")),
@@ -98,7 +101,10 @@ pub fn start_part(layout: &Layout, programs: &Programs, part: &str) -> Result<St
             ),
         ),
         "kube-proxy" => (kube(part), format!("--config={state}/kube-proxy.yaml")),
-        "containerd" => (programs.path("containerd", "containerd"), format!("-c {state}/containerd/config.toml")),
+        "containerd" => (
+            programs.path("containerd", "containerd"),
+            format!("-c {state}/containerd/config.toml"),
+        ),
         "policy-engine" => return start_policy_engine(layout, programs),
         "kwok" => (
             programs.path("kwok", "kwok"),
@@ -108,10 +114,15 @@ pub fn start_part(layout: &Layout, programs: &Programs, part: &str) -> Result<St
             ),
         ),
         other => {
-            return Err(crate::Error::Prerequisite(format!("there is no part named {other}")));
+            return Err(crate::Error::Prerequisite(format!(
+                "there is no part named {other}"
+            )));
         }
     };
-    let search = [programs.folder("containerd").to_owned(), programs.folder("gvisor").to_owned()];
+    let search = [
+        programs.folder("containerd").to_owned(),
+        programs.folder("gvisor").to_owned(),
+    ];
     start(layout, part, Place::Inside, &program, &words(&arguments), &search)
 }
 
@@ -151,7 +162,14 @@ fn start_policy_engine(layout: &Layout, programs: &Programs) -> Result<Started> 
         layout.name
     );
     let arguments = ["-m", "sh", "-c", &script].map(str::to_owned);
-    start(layout, "policy-engine", Place::Inside, std::path::Path::new("unshare"), &arguments, &[])
+    start(
+        layout,
+        "policy-engine",
+        Place::Inside,
+        std::path::Path::new("unshare"),
+        &arguments,
+        &[],
+    )
 }
 
 fn words(line: &str) -> Vec<String> {

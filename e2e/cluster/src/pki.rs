@@ -7,7 +7,8 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 use crate::error::{InFile, Result};
@@ -42,10 +43,42 @@ pub fn create(layout: &Layout, host_port: u16) -> Result<()> {
     ];
     let server = ExtendedKeyUsagePurpose::ServerAuth;
     let client = ExtendedKeyUsagePurpose::ClientAuth;
-    leaf(&folder, "apiserver", "kube-apiserver", None, &server_names, server.clone(), &ca)?;
-    leaf(&folder, "kubelet-server", &layout.name, None, &[&layout.name, "127.0.0.1", address::NODE], server, &ca)?;
-    leaf(&folder, "apiserver-kubelet", "apiserver-kubelet", Some("system:masters"), &[], client.clone(), &ca)?;
-    leaf(&folder, "front-proxy", "front-proxy", None, &[], client.clone(), &front)?;
+    leaf(
+        &folder,
+        "apiserver",
+        "kube-apiserver",
+        None,
+        &server_names,
+        server.clone(),
+        &ca,
+    )?;
+    leaf(
+        &folder,
+        "kubelet-server",
+        &layout.name,
+        None,
+        &[&layout.name, "127.0.0.1", address::NODE],
+        server,
+        &ca,
+    )?;
+    leaf(
+        &folder,
+        "apiserver-kubelet",
+        "apiserver-kubelet",
+        Some("system:masters"),
+        &[],
+        client.clone(),
+        &ca,
+    )?;
+    leaf(
+        &folder,
+        "front-proxy",
+        "front-proxy",
+        None,
+        &[],
+        client.clone(),
+        &front,
+    )?;
     let node = format!("system:node:{}", layout.name);
     let inside = format!("https://127.0.0.1:{}", address::API_PORT);
     for (file, user, group) in [
@@ -55,9 +88,21 @@ pub fn create(layout: &Layout, host_port: u16) -> Result<()> {
         ("node", node.as_str(), Some("system:nodes")),
     ] {
         leaf(&folder, file, user, group, &[], client.clone(), &ca)?;
-        kubeconfig(&folder, file, &inside, &layout.file(&format!("{file}.kubeconfig")), &ca.pem)?;
+        kubeconfig(
+            &folder,
+            file,
+            &inside,
+            &layout.file(&format!("{file}.kubeconfig")),
+            &ca.pem,
+        )?;
     }
-    kubeconfig(&folder, "admin", &format!("https://127.0.0.1:{host_port}"), &layout.kubeconfig(), &ca.pem)?;
+    kubeconfig(
+        &folder,
+        "admin",
+        &format!("https://127.0.0.1:{host_port}"),
+        &layout.kubeconfig(),
+        &ca.pem,
+    )?;
 
     let accounts = KeyPair::generate()?;
     write(&folder, "sa.key", &accounts.serialize_pem())?;
@@ -68,7 +113,11 @@ fn authority(name: &str) -> Result<Authority> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     let key = KeyPair::generate()?;
     let pem = params.self_signed(&key)?.pem();
     Ok(Authority { pem, params, key })

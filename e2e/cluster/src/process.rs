@@ -38,7 +38,12 @@ impl Started {
     #[must_use]
     pub fn resident_bytes(self) -> u64 {
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
-        statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * 4096
+        statm
+            .split_whitespace()
+            .nth(1)
+            .and_then(|pages| pages.parse::<u64>().ok())
+            .unwrap_or_default()
+            * 4096
     }
 }
 
@@ -54,23 +59,57 @@ pub enum Place {
 }
 
 /// Starts a part in the background, with its output in its log, and remembers it.
-pub fn start(layout: &Layout, part: &str, place: Place, program: &Path, arguments: &[String], path: &[PathBuf]) -> Result<Started> {
+pub fn start(
+    layout: &Layout,
+    part: &str,
+    place: Place,
+    program: &Path,
+    arguments: &[String],
+    path: &[PathBuf],
+) -> Result<Started> {
     let log = layout.log(part);
-    let out = File::options().create(true).append(true).open(&log).in_file(&log)?;
+    let out = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .in_file(&log)?;
     let err = out.try_clone().in_file(&log)?;
     // A child is no process-group leader, so neither setsid nor nsenter forks: the pid stays the part's own.
     let mut command = Command::new("setsid");
     match place {
-        Place::Inside => drop(command.arg("nsenter").arg(format!("--net={}", layout.netns_path()))),
-        Place::Outside => drop(command.arg("nsenter").arg(format!("--net=/run/netns/{}", layout.outside_netns()))),
+        Place::Inside => drop(
+            command
+                .arg("nsenter")
+                .arg(format!("--net={}", layout.netns_path())),
+        ),
+        Place::Outside => drop(
+            command
+                .arg("nsenter")
+                .arg(format!("--net=/run/netns/{}", layout.outside_netns())),
+        ),
         Place::Host => {}
     }
     let folders: Vec<String> = path.iter().map(|folder| folder.display().to_string()).collect();
-    let search = format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", folders.join(":"));
-    command.arg(program).args(arguments).env("PATH", search.trim_start_matches(':')).current_dir("/");
-    let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().in_file(program)?;
+    let search = format!(
+        "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        folders.join(":")
+    );
+    command
+        .arg(program)
+        .args(arguments)
+        .env("PATH", search.trim_start_matches(':'))
+        .current_dir("/");
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .in_file(program)?;
     let pid = i32::try_from(child.id()).unwrap_or_default();
-    let started = Started { pid, ticks: start_ticks(pid).unwrap_or_default() };
+    let started = Started {
+        pid,
+        ticks: start_ticks(pid).unwrap_or_default(),
+    };
     let file = layout.file("run").join(part);
     fs::write(&file, format!("{} {}", started.pid, started.ticks)).in_file(&file)?;
     Ok(started)
@@ -81,17 +120,24 @@ pub fn start(layout: &Layout, part: &str, place: Place, program: &Path, argument
 pub fn find(layout: &Layout, part: &str) -> Option<Started> {
     let text = fs::read_to_string(layout.file("run").join(part)).ok()?;
     let (pid, ticks) = text.trim().split_once(' ')?;
-    Some(Started { pid: pid.parse().ok()?, ticks: ticks.parse().ok()? })
+    Some(Started {
+        pid: pid.parse().ok()?,
+        ticks: ticks.parse().ok()?,
+    })
 }
 
 /// Ends processes: asks first, and kills what has not ended by then.
 pub fn end(processes: &[Started], patience: Duration) {
-    processes.iter().for_each(|process| process.signal(Signal::SIGTERM));
+    processes
+        .iter()
+        .for_each(|process| process.signal(Signal::SIGTERM));
     let begun = Instant::now();
     while processes.iter().any(|process| process.is_alive()) && begun.elapsed() < patience {
         std::thread::sleep(Duration::from_millis(20));
     }
-    processes.iter().for_each(|process| process.signal(Signal::SIGKILL));
+    processes
+        .iter()
+        .for_each(|process| process.signal(Signal::SIGKILL));
     let begun = Instant::now();
     while processes.iter().any(|process| process.is_alive()) && begun.elapsed() < Duration::from_secs(5) {
         std::thread::sleep(Duration::from_millis(20));
@@ -108,7 +154,9 @@ pub fn strays(layout: &Layout) -> Vec<(Started, String)> {
         .filter_map(|name| inode(&Path::new("/run/netns").join(name)))
         .collect();
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| {
@@ -118,7 +166,8 @@ pub fn strays(layout: &Layout) -> Vec<(Started, String)> {
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let cgroups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let inside = inode(&entry.path().join("ns/net")).is_some_and(|inode| namespaces.contains(&inode));
-            let ours = command.contains(&state) || inside || cgroups.contains(&format!("/{}/", layout.cgroup()));
+            let ours =
+                command.contains(&state) || inside || cgroups.contains(&format!("/{}/", layout.cgroup()));
             (ours && pid != own).then_some((Started { pid, ticks }, command))
         })
         .collect()

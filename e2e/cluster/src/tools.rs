@@ -43,24 +43,66 @@ enum How {
 }
 
 const TOOLS: [Tool; 9] = [
-    Tool { name: "pause", what: "pause", how: How::Main("pause"), programs: &["pause"] },
-    Tool { name: "cni", what: "CNI plugins", how: How::Tools, programs: &["bridge", "host-local", "loopback"] },
-    Tool { name: "etcd", what: "etcd", how: How::Tools, programs: &["server"] },
+    Tool {
+        name: "pause",
+        what: "pause",
+        how: How::Main("pause"),
+        programs: &["pause"],
+    },
+    Tool {
+        name: "cni",
+        what: "CNI plugins",
+        how: How::Tools,
+        programs: &["bridge", "host-local", "loopback"],
+    },
+    Tool {
+        name: "etcd",
+        what: "etcd",
+        how: How::Tools,
+        programs: &["server"],
+    },
     Tool {
         name: "containerd",
         what: "containerd",
         how: How::Tools,
         programs: &["containerd", "containerd-shim-runc-v2", "ctr"],
     },
-    Tool { name: "gvisor", what: "gVisor", how: How::Gvisor, programs: &["runsc", "containerd-shim-runsc-v1"] },
-    Tool { name: "coredns", what: "CoreDNS", how: How::Tools, programs: &["coredns"] },
-    Tool { name: "knp", what: "NetworkPolicy engine", how: How::Tools, programs: &["standard"] },
-    Tool { name: "kwok", what: "kwok", how: How::Tools, programs: &["kwok"] },
+    Tool {
+        name: "gvisor",
+        what: "gVisor",
+        how: How::Gvisor,
+        programs: &["runsc", "containerd-shim-runsc-v1"],
+    },
+    Tool {
+        name: "coredns",
+        what: "CoreDNS",
+        how: How::Tools,
+        programs: &["coredns"],
+    },
+    Tool {
+        name: "knp",
+        what: "NetworkPolicy engine",
+        how: How::Tools,
+        programs: &["standard"],
+    },
+    Tool {
+        name: "kwok",
+        what: "kwok",
+        how: How::Tools,
+        programs: &["kwok"],
+    },
     Tool {
         name: "kube",
         what: "Kubernetes",
         how: How::Kubernetes,
-        programs: &["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"],
+        programs: &[
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+        ],
     },
 ];
 
@@ -78,7 +120,10 @@ impl Programs {
         for tool in &TOOLS {
             let folder = folder(tool, &compiler)?;
             if !is_complete(tool, &folder) {
-                return Err(Error::Prerequisite(format!("{} is not built yet: run `cluster build`", tool.what)));
+                return Err(Error::Prerequisite(format!(
+                    "{} is not built yet: run `cluster build`",
+                    tool.what
+                )));
             }
             folders.push((tool.name, folder));
         }
@@ -88,7 +133,10 @@ impl Programs {
     /// Folder of one tool's programs.
     #[must_use]
     pub fn folder(&self, tool: &str) -> &Path {
-        self.folders.iter().find(|(name, _)| *name == tool).map_or(Path::new("/nonexistent"), |(_, folder)| folder)
+        self.folders
+            .iter()
+            .find(|(name, _)| *name == tool)
+            .map_or(Path::new("/nonexistent"), |(_, folder)| folder)
     }
 
     /// One program.
@@ -112,7 +160,11 @@ pub fn build() -> Result<Programs> {
         .filter(|tool| folder(tool, &compiler).is_ok_and(|folder| !is_complete(tool, &folder)))
         .collect();
     if !missing.is_empty() {
-        eprintln!("Building {} of {} cluster programs (once; about 12 minutes for all on 2 cores)", missing.len(), TOOLS.len());
+        eprintln!(
+            "Building {} of {} cluster programs (once; about 12 minutes for all on 2 cores)",
+            missing.len(),
+            TOOLS.len()
+        );
     }
     let begun = Instant::now();
     for (index, tool) in missing.iter().enumerate() {
@@ -120,7 +172,11 @@ pub fn build() -> Result<Programs> {
         let _ = std::io::stderr().flush();
         let tool_begun = Instant::now();
         build_one(tool, &folder(tool, &compiler)?)?;
-        eprintln!("{:>4} s   ({} s in all)", tool_begun.elapsed().as_secs(), begun.elapsed().as_secs());
+        eprintln!(
+            "{:>4} s   ({} s in all)",
+            tool_begun.elapsed().as_secs(),
+            begun.elapsed().as_secs()
+        );
     }
     Programs::find()
 }
@@ -132,11 +188,41 @@ fn build_one(tool: &Tool, target: &Path) -> Result<()> {
     fs::create_dir_all(&out).in_file(&out)?;
     copy_folder(&modules().join(tool.name), &source)?;
     match tool.how {
-        How::Tools => go(&source, &["build", "-ldflags", "-s -w", "-o", &format!("{}/", out.display()), "tool"])?,
-        How::Main(name) => go(&source, &["build", "-ldflags", "-s -w", "-o", &out.join(name).to_string_lossy(), "."])?,
+        How::Tools => go(
+            &source,
+            &[
+                "build",
+                "-ldflags",
+                "-s -w",
+                "-o",
+                &format!("{}/", out.display()),
+                "tool",
+            ],
+        )?,
+        How::Main(name) => go(
+            &source,
+            &[
+                "build",
+                "-ldflags",
+                "-s -w",
+                "-o",
+                &out.join(name).to_string_lossy(),
+                ".",
+            ],
+        )?,
         How::Kubernetes => {
             let flags = version_stamps();
-            go(&source, &["build", "-ldflags", &flags, "-o", &out.join("kube").to_string_lossy(), "."])?;
+            go(
+                &source,
+                &[
+                    "build",
+                    "-ldflags",
+                    &flags,
+                    "-o",
+                    &out.join("kube").to_string_lossy(),
+                    ".",
+                ],
+            )?;
             for program in tool.programs {
                 let link = out.join(program);
                 std::os::unix::fs::symlink("kube", &link).in_file(&link)?;
@@ -147,12 +233,25 @@ fn build_one(tool: &Tool, target: &Path) -> Result<()> {
             let file = source.join(GVISOR_FILE);
             let text = fs::read_to_string(&file).in_file(&file)?;
             if !text.contains(GVISOR_FROM) {
-                return Err(Error::Prerequisite(format!("{GVISOR_FILE} has changed: {GVISOR_FROM:?} is not in it")));
+                return Err(Error::Prerequisite(format!(
+                    "{GVISOR_FILE} has changed: {GVISOR_FROM:?} is not in it"
+                )));
             }
             fs::write(&file, text.replace(GVISOR_FROM, GVISOR_TO)).in_file(&file)?;
             for (package, name) in [("runsc", "runsc"), ("shim", "containerd-shim-runsc-v1")] {
                 let (package, name) = (format!("gvisor.dev/gvisor/{package}"), out.join(name));
-                go(&source, &["build", "-mod=vendor", "-ldflags", "-s -w", "-o", &name.to_string_lossy(), &package])?;
+                go(
+                    &source,
+                    &[
+                        "build",
+                        "-mod=vendor",
+                        "-ldflags",
+                        "-s -w",
+                        "-o",
+                        &name.to_string_lossy(),
+                        &package,
+                    ],
+                )?;
             }
         }
     }
@@ -163,7 +262,11 @@ fn build_one(tool: &Tool, target: &Path) -> Result<()> {
 
 fn go(folder: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("go");
-    command.current_dir(folder).args(arguments).env("CGO_ENABLED", "0").env("GOFLAGS", "-trimpath");
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .env("CGO_ENABLED", "0")
+        .env("GOFLAGS", "-trimpath");
     run(&mut command).map(|_| ())
 }
 
@@ -186,8 +289,11 @@ fn version_stamps() -> String {
 }
 
 fn compiler() -> Result<String> {
-    run_args("go", ["env", "GOVERSION", "GOARCH"])
-        .map_err(|_| Error::Prerequisite("Go is not installed: the cluster's programs are built from Go modules".to_owned()))
+    run_args("go", ["env", "GOVERSION", "GOARCH"]).map_err(|_| {
+        Error::Prerequisite(
+            "Go is not installed: the cluster's programs are built from Go modules".to_owned(),
+        )
+    })
 }
 
 fn folder(tool: &Tool, compiler: &str) -> Result<PathBuf> {
@@ -196,12 +302,18 @@ fn folder(tool: &Tool, compiler: &str) -> Result<PathBuf> {
     hash.update(compiler);
     hash.update(version_stamps());
     hash.update(GVISOR_TO);
-    let mut files: Vec<PathBuf> = fs::read_dir(&source).in_file(&source)?.flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<PathBuf> = fs::read_dir(&source)
+        .in_file(&source)?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     files.sort();
     for file in files {
         hash.update(fs::read(&file).in_file(&file)?);
     }
-    Ok(cache().join("tools").join(format!("{}-{}", tool.name, &hex(&hash.finalize())[..12])))
+    Ok(cache()
+        .join("tools")
+        .join(format!("{}-{}", tool.name, &hex(&hash.finalize())[..12])))
 }
 
 /// Bytes in hex.

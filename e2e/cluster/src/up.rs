@@ -45,7 +45,9 @@ pub fn up(layout: &Layout, options: Options) -> Result<()> {
     parts::start_part(layout, &programs, "kube-apiserver")?;
     parts::start_part(layout, &programs, "containerd")?;
     import(layout, &programs, &base_images(&programs)?)?;
-    wait("the API server", "kube-apiserver", 60, || kubectl(layout, &programs, &["get", "--raw=/readyz"]).is_ok())?;
+    wait("the API server", "kube-apiserver", 60, || {
+        kubectl(layout, &programs, &["get", "--raw=/readyz"]).is_ok()
+    })?;
     for part in ["kube-controller-manager", "kube-scheduler"] {
         parts::start_part(layout, &programs, part)?;
     }
@@ -68,12 +70,24 @@ pub fn up(layout: &Layout, options: Options) -> Result<()> {
     })?;
     wait("the cluster's DNS", "kubelet", 60, || {
         let path = "-o=jsonpath={.status.readyReplicas}";
-        kubectl(layout, &programs, &["get", "deployment", "-n", "kube-system", "coredns", path]).is_ok_and(|n| n == "1")
+        kubectl(
+            layout,
+            &programs,
+            &["get", "deployment", "-n", "kube-system", "coredns", path],
+        )
+        .is_ok_and(|n| n == "1")
     })?;
-    wait("the default service account", "kube-controller-manager", 30, || {
-        kubectl(layout, &programs, &["get", "serviceaccount", "default"]).is_ok()
-    })?;
-    eprintln!("Cluster {:?} is ready after {:.1} s", layout.name, begun.elapsed().as_secs_f64());
+    wait(
+        "the default service account",
+        "kube-controller-manager",
+        30,
+        || kubectl(layout, &programs, &["get", "serviceaccount", "default"]).is_ok(),
+    )?;
+    eprintln!(
+        "Cluster {:?} is ready after {:.1} s",
+        layout.name,
+        begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -82,7 +96,11 @@ pub fn import(layout: &Layout, programs: &Programs, archives: &[PathBuf]) -> Res
     let socket = layout.file("containerd/containerd.sock");
     let ctr = |arguments: &[&str]| {
         let mut command = Command::new(programs.path("containerd", "ctr"));
-        command.arg("-a").arg(&socket).args(["-n", "k8s.io"]).args(arguments);
+        command
+            .arg("-a")
+            .arg(&socket)
+            .args(["-n", "k8s.io"])
+            .args(arguments);
         run(&mut command)
     };
     wait("containerd", "containerd", 30, || ctr(&["version"]).is_ok())?;
@@ -95,7 +113,11 @@ pub fn import(layout: &Layout, programs: &Programs, archives: &[PathBuf]) -> Res
 /// Runs kubectl as the cluster's administrator.
 pub fn kubectl(layout: &Layout, programs: &Programs, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(programs.kubectl());
-    command.arg("--kubeconfig").arg(layout.kubeconfig()).args(arguments).env("KUBECACHEDIR", layout.file("kubectl-cache"));
+    command
+        .arg("--kubeconfig")
+        .arg(layout.kubeconfig())
+        .args(arguments)
+        .env("KUBECACHEDIR", layout.file("kubectl-cache"));
     run(&mut command)
 }
 
@@ -104,7 +126,11 @@ pub fn wait(what: &str, part: &'static str, seconds: u64, mut holds: impl FnMut(
     let begun = Instant::now();
     while !holds() {
         if begun.elapsed() > Duration::from_secs(seconds) {
-            return Err(Error::NotReady { what: what.to_owned(), seconds, part });
+            return Err(Error::NotReady {
+                what: what.to_owned(),
+                seconds,
+                part,
+            });
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -126,11 +152,15 @@ fn check_machine() -> Result<()> {
         ("conntrack", "conntrack"),
     ] {
         if !exists(program) {
-            return Err(Error::Prerequisite(format!("{program} is missing: run `cluster build`, or install Debian's package {package}")));
+            return Err(Error::Prerequisite(format!(
+                "{program} is missing: run `cluster build`, or install Debian's package {package}"
+            )));
         }
     }
     if cgroup_hierarchies().is_empty() {
-        return lacks("no cgroup hierarchy is mounted at /sys/fs/cgroup: mount one before a cluster is started");
+        return lacks(
+            "no cgroup hierarchy is mounted at /sys/fs/cgroup: mount one before a cluster is started",
+        );
     }
     Ok(())
 }
@@ -141,8 +171,14 @@ pub fn cgroup_hierarchies() -> Vec<PathBuf> {
     if root.join("cgroup.controllers").exists() {
         return vec![root.to_owned()];
     }
-    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() && path.join("cgroup.procs").exists()).collect()
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir() && path.join("cgroup.procs").exists())
+        .collect()
 }
 
 /// The kubelet wants its root group to be there in every hierarchy.
@@ -165,7 +201,14 @@ fn start_outside_and_forward(layout: &Layout, port: u16) -> Result<()> {
     // A copy of its own: the program may be rebuilt while the cluster is up.
     let copy = layout.file("cluster");
     fs::copy(&own, &copy).in_file(&copy)?;
-    start(layout, "outside", Place::Outside, &copy, &["serve-outside".to_owned()], &[])?;
+    start(
+        layout,
+        "outside",
+        Place::Outside,
+        &copy,
+        &["serve-outside".to_owned()],
+        &[],
+    )?;
     let arguments = ["--name", &layout.name, "forward", &port.to_string()].map(str::to_owned);
     start(layout, "forward", Place::Host, &copy, &arguments, &[]).map(|_| ())
 }
@@ -180,7 +223,11 @@ fn base_images(programs: &Programs) -> Result<Vec<PathBuf>> {
         ("coredns", "agent-sandbox.local/coredns:1", "coredns", "coredns"),
     ] {
         let source = programs.path(tool, program);
-        let key = programs.folder(tool).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let key = programs
+            .folder(tool)
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let archive = folder.join(format!("{key}.tar"));
         if !archive.exists() {
             let image = Image {

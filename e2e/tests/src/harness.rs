@@ -72,7 +72,9 @@ impl Harness {
     /// one test. Pod Security "restricted" holds in it: what the operator makes must pass.
     pub async fn start(test: &str) -> Result<Self> {
         let name = std::env::var("AGENTSANDBOX_CLUSTER").unwrap_or_else(|_| "test".to_owned());
-        let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let unique = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         Self::in_namespace(&name, &format!("{test}-{:x}", unique.as_millis() & 0x00ff_ffff)).await
     }
 
@@ -81,19 +83,27 @@ impl Harness {
         let cluster = Cluster::attach(cluster)?;
         let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let harness = Self { cluster, client: Client::try_from(config)?, namespace: namespace.to_owned() };
+        let harness = Self {
+            cluster,
+            client: Client::try_from(config)?,
+            namespace: namespace.to_owned(),
+        };
         let object: Namespace = serde_json::from_value(json!({"metadata": {
             "name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
         }}))?;
-        match Api::<Namespace>::all(harness.client.clone()).create(&PostParams::default(), &object).await {
+        match Api::<Namespace>::all(harness.client.clone())
+            .create(&PostParams::default(), &object)
+            .await
+        {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             other => drop(other?),
         }
-        harness.eventually("the default service account", || async {
-            let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = harness.api();
-            Ok(accounts.get_opt("default").await?.map(|_| ()))
-        })
-        .await?;
+        harness
+            .eventually("the default service account", || async {
+                let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = harness.api();
+                Ok(accounts.get_opt("default").await?.map(|_| ()))
+            })
+            .await?;
         Ok(harness)
     }
 
@@ -119,7 +129,10 @@ impl Harness {
             "apiVersion": "agentsandbox.dev/v1alpha1", "kind": "AgentSandbox",
             "metadata": {"name": name, "namespace": self.namespace}, "spec": with_image(spec),
         });
-        Ok(self.api().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+        Ok(self
+            .api()
+            .create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?)
     }
 
     /// Creates a policy, and waits until it is seen.
@@ -128,8 +141,16 @@ impl Harness {
             "apiVersion": "agentsandbox.dev/v1alpha1", "kind": "SandboxPolicy",
             "metadata": {"name": name, "namespace": self.namespace}, "spec": spec,
         });
-        self.api::<SandboxPolicy>().create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-        self.policy_when(name, |policy| policy.status.as_ref().is_some_and(|status| !status.conditions.is_empty())).await
+        self.api::<SandboxPolicy>()
+            .create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?;
+        self.policy_when(name, |policy| {
+            policy
+                .status
+                .as_ref()
+                .is_some_and(|status| !status.conditions.is_empty())
+        })
+        .await
     }
 
     /// The policies most tests use: `gvisor` and `runc`, each demanding what it gives.
@@ -148,13 +169,24 @@ impl Harness {
     /// Merges a change into an object.
     pub async fn patch<K>(&self, name: &str, change: Value) -> Result<K>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + Debug,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + serde::de::DeserializeOwned
+            + Debug,
     {
-        Ok(self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(change)).await?)
+        Ok(self
+            .api::<K>()
+            .patch(name, &PatchParams::default(), &Patch::Merge(change))
+            .await?)
     }
 
     /// The status of a sandbox, once it is as it should be.
-    pub async fn when(&self, name: &str, what: &str, holds: impl Fn(&AgentSandboxStatus) -> bool) -> Result<AgentSandboxStatus> {
+    pub async fn when(
+        &self,
+        name: &str,
+        what: &str,
+        holds: impl Fn(&AgentSandboxStatus) -> bool,
+    ) -> Result<AgentSandboxStatus> {
         let mut seen = String::new();
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
@@ -167,12 +199,16 @@ impl Harness {
             }
             tokio::time::sleep(LOOK).await;
         }
-        Err(HarnessError::Late { what: format!("sandbox {name}: {what}"), seen })
+        Err(HarnessError::Late {
+            what: format!("sandbox {name}: {what}"),
+            seen,
+        })
     }
 
     /// The status of a sandbox, once it has a verdict.
     pub async fn finished(&self, name: &str) -> Result<AgentSandboxStatus> {
-        self.when(name, "a verdict", |status| is(status, types::FINISHED, "True")).await
+        self.when(name, "a verdict", |status| is(status, types::FINISHED, "True"))
+            .await
     }
 
     /// The status of a sandbox, once its command runs.
@@ -184,9 +220,17 @@ impl Harness {
     }
 
     /// A policy, once it is as it should be.
-    pub async fn policy_when(&self, name: &str, holds: impl Fn(&SandboxPolicy) -> bool) -> Result<SandboxPolicy> {
+    pub async fn policy_when(
+        &self,
+        name: &str,
+        holds: impl Fn(&SandboxPolicy) -> bool,
+    ) -> Result<SandboxPolicy> {
         self.eventually(&format!("policy {name}"), || async {
-            Ok(self.api::<SandboxPolicy>().get_opt(name).await?.filter(|policy| holds(policy)))
+            Ok(self
+                .api::<SandboxPolicy>()
+                .get_opt(name)
+                .await?
+                .filter(|policy| holds(policy)))
         })
         .await
     }
@@ -194,7 +238,11 @@ impl Harness {
     /// Pods of the namespace that belong to a sandbox.
     pub async fn pods_of(&self, sandbox: &str) -> Result<Vec<Pod>> {
         let selector = format!("agentsandbox.dev/sandbox={sandbox}");
-        Ok(self.api::<Pod>().list(&ListParams::default().labels(&selector)).await?.items)
+        Ok(self
+            .api::<Pod>()
+            .list(&ListParams::default().labels(&selector))
+            .await?
+            .items)
     }
 
     /// Waits until a sandbox has no pod.
@@ -208,12 +256,23 @@ impl Harness {
     /// Reasons of the events on an object.
     pub async fn events_on(&self, name: &str) -> Result<Vec<String>> {
         let selector = format!("involvedObject.name={name}");
-        let events = self.api::<Event>().list(&ListParams::default().fields(&selector)).await?;
-        Ok(events.items.into_iter().filter_map(|event| event.reason).collect())
+        let events = self
+            .api::<Event>()
+            .list(&ListParams::default().fields(&selector))
+            .await?;
+        Ok(events
+            .items
+            .into_iter()
+            .filter_map(|event| event.reason)
+            .collect())
     }
 
     /// Waits for something, with a bound.
-    pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(&self, what: &str, mut look: impl FnMut() -> F) -> Result<T> {
+    pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(
+        &self,
+        what: &str,
+        mut look: impl FnMut() -> F,
+    ) -> Result<T> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             if let Some(found) = look().await? {
@@ -221,7 +280,10 @@ impl Harness {
             }
             tokio::time::sleep(LOOK).await;
         }
-        Err(HarnessError::Late { what: what.to_owned(), seen: "nothing".to_owned() })
+        Err(HarnessError::Late {
+            what: what.to_owned(),
+            seen: "nothing".to_owned(),
+        })
     }
 
     /// Runs kubectl in the namespace, as a user would.
@@ -236,7 +298,9 @@ impl Harness {
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
-            Err(HarnessError::Kubectl(String::from_utf8_lossy(&output.stderr).into_owned()))
+            Err(HarnessError::Kubectl(
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            ))
         }
     }
 }
@@ -244,19 +308,30 @@ impl Harness {
 /// Whether a condition has this status.
 #[must_use]
 pub fn is(status: &AgentSandboxStatus, type_: &str, value: &str) -> bool {
-    status.conditions.iter().any(|condition| condition.type_ == type_ && condition.status == value)
+    status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == type_ && condition.status == value)
 }
 
 /// The reason of a condition.
 #[must_use]
 pub fn reason_of<'a>(status: &'a AgentSandboxStatus, type_: &str) -> &'a str {
-    status.conditions.iter().find(|condition| condition.type_ == type_).map_or("", |condition| condition.reason.as_str())
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == type_)
+        .map_or("", |condition| condition.reason.as_str())
 }
 
 /// The message of a condition.
 #[must_use]
 pub fn message_of<'a>(status: &'a AgentSandboxStatus, type_: &str) -> &'a str {
-    status.conditions.iter().find(|condition| condition.type_ == type_).map_or("", |condition| condition.message.as_str())
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == type_)
+        .map_or("", |condition| condition.message.as_str())
 }
 
 /// The repository's root.

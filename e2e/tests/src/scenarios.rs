@@ -168,7 +168,10 @@ impl Scenario {
             ExitCode::None => result.exit_code.is_none(),
         };
         if !exit_matches {
-            found.push(format!("exit code {:?} instead of {:?}", result.exit_code, self.exit_code));
+            found.push(format!(
+                "exit code {:?} instead of {:?}",
+                result.exit_code, self.exit_code
+            ));
         }
         let level = status.isolation.as_ref().and_then(|isolation| isolation.level);
         // A sandbox that the kernel killed whole could not report what it had observed.
@@ -176,7 +179,12 @@ impl Scenario {
             found.push(format!("isolation {level:?} instead of {:?}", self.level));
         }
         let message = result.message.unwrap_or_default();
-        found.extend(self.message.iter().filter(|part| !message.contains(**part)).map(|part| format!("{part:?} is not in the message {message:?}")));
+        found.extend(
+            self.message
+                .iter()
+                .filter(|part| !message.contains(**part))
+                .map(|part| format!("{part:?} is not in the message {message:?}")),
+        );
         found.extend(self.special(status));
         found
     }
@@ -194,24 +202,48 @@ impl Scenario {
         };
         match self.sandbox {
             "python-job" => {
-                must(result.output.as_deref() == Some(r#"{"sumOfSquares": 333332833333500000}"#), "output");
+                must(
+                    result.output.as_deref() == Some(r#"{"sumOfSquares": 333332833333500000}"#),
+                    "output",
+                );
                 must(usage.wall_seconds.is_some_and(|s| s > 0.0), "usage.wallSeconds");
                 must(usage.cpu_seconds.is_some_and(|s| s > 0.0), "usage.cpuSeconds");
-                must(usage.memory_peak_bytes.is_some_and(|b| b > 1 << 20), "usage.memoryPeakBytes");
+                must(
+                    usage.memory_peak_bytes.is_some_and(|b| b > 1 << 20),
+                    "usage.memoryPeakBytes",
+                );
             }
             "exfiltration" => {
                 let output = result.output.unwrap_or_default();
-                must(output.matches("silence").count() == 6, "six silent destinations in the output");
+                must(
+                    output.matches("silence").count() == 6,
+                    "six silent destinations in the output",
+                );
                 must(network.isolated_at.is_some(), "network.isolatedAt");
-                for probe in ["apiserver/tcp", "canary/tcp", "canary/udp", "dns/tcp", "dns/udp", "metadata/tcp", "node/tcp", "node/udp"] {
+                for probe in [
+                    "apiserver/tcp",
+                    "canary/tcp",
+                    "canary/udp",
+                    "dns/tcp",
+                    "dns/udp",
+                    "metadata/tcp",
+                    "node/tcp",
+                    "node/udp",
+                ] {
                     must(
-                        network.probes.get(probe).is_some_and(|outcome| outcome.meets(agentsandbox_api::run::Expectation::Closed)),
+                        network
+                            .probes
+                            .get(probe)
+                            .is_some_and(|outcome| outcome.meets(agentsandbox_api::run::Expectation::Closed)),
                         &format!("network.probes {probe}"),
                     );
                 }
             }
             "fork-bomb" => {
-                must(usage.processes_peak.is_some_and(|n| (20..=45).contains(&n)), "usage.processesPeak near its limit, 40");
+                must(
+                    usage.processes_peak.is_some_and(|n| (20..=45).contains(&n)),
+                    "usage.processesPeak near its limit, 40",
+                );
             }
             _ => {}
         }

@@ -23,21 +23,44 @@ async fn a_run_is_stopped_suspended_and_run_again_only_by_its_run_id() {
     let mut spec = sleeper("runc", "100");
     spec["suspend"] = true.into();
     harness.sandbox("job", spec).await.unwrap();
-    let status = harness.when("job", "suspended", |s| s.phase == Some(Phase::Suspended)).await.unwrap();
+    let status = harness
+        .when("job", "suspended", |s| s.phase == Some(Phase::Suspended))
+        .await
+        .unwrap();
     assert_eq!(reason_of(&status, types::READY), reasons::SUSPENDED);
     assert!(harness.pods_of("job").await.unwrap().is_empty());
 
-    harness.patch::<AgentSandbox>("job", json!({"spec": {"suspend": false}})).await.unwrap();
+    harness
+        .patch::<AgentSandbox>("job", json!({"spec": {"suspend": false}}))
+        .await
+        .unwrap();
     let running = harness.running("job").await.unwrap();
     assert!(is(&running, types::NETWORK_ISOLATED, "True"));
-    harness.patch::<AgentSandbox>("job", json!({"spec": {"stop": true}})).await.unwrap();
+    harness
+        .patch::<AgentSandbox>("job", json!({"spec": {"stop": true}}))
+        .await
+        .unwrap();
     let stopped = harness.finished("job").await.unwrap();
     assert_eq!(stopped.result.as_ref().unwrap().reason, Some(Reason::Stopped));
 
     // Nothing but another runId runs it again.
-    harness.patch::<AgentSandbox>("job", json!({"spec": {"stop": false}, "metadata": {"labels": {"touched": "yes"}}})).await.unwrap();
-    harness.patch::<AgentSandbox>("job", json!({"spec": {"runId": "second", "command": ["true"]}})).await.unwrap();
-    let second = harness.when("job", "the second verdict", |s| s.run_id.as_deref() == Some("second") && is(s, types::FINISHED, "True")).await.unwrap();
+    harness
+        .patch::<AgentSandbox>(
+            "job",
+            json!({"spec": {"stop": false}, "metadata": {"labels": {"touched": "yes"}}}),
+        )
+        .await
+        .unwrap();
+    harness
+        .patch::<AgentSandbox>("job", json!({"spec": {"runId": "second", "command": ["true"]}}))
+        .await
+        .unwrap();
+    let second = harness
+        .when("job", "the second verdict", |s| {
+            s.run_id.as_deref() == Some("second") && is(s, types::FINISHED, "True")
+        })
+        .await
+        .unwrap();
     assert_eq!(second.result.unwrap().reason, Some(Reason::Completed));
     assert_ne!(second.pod_uid, stopped.pod_uid);
     harness.finish().await.unwrap();
@@ -50,18 +73,44 @@ async fn a_sandbox_deleted_in_any_phase_leaves_nothing() {
     let mut suspended = sleeper("runc", "1");
     suspended["suspend"] = true.into();
     harness.sandbox("suspended", suspended).await.unwrap();
-    harness.sandbox("waiting", json!({"policyRef": {"name": "nowhere"}, "command": ["true"]})).await.unwrap();
-    harness.sandbox("running", sleeper("gvisor", "100")).await.unwrap();
-    harness.sandbox("finished", json!({"policyRef": {"name": "runc"}, "command": ["true"]})).await.unwrap();
+    harness
+        .sandbox(
+            "waiting",
+            json!({"policyRef": {"name": "nowhere"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    harness
+        .sandbox("running", sleeper("gvisor", "100"))
+        .await
+        .unwrap();
+    harness
+        .sandbox(
+            "finished",
+            json!({"policyRef": {"name": "runc"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
     harness.running("running").await.unwrap();
     harness.finished("finished").await.unwrap();
     harness.sandbox("starting", sleeper("runc", "100")).await.unwrap();
     for name in ["suspended", "waiting", "starting", "running", "finished"] {
-        harness.api::<AgentSandbox>().delete(name, &DeleteParams::default()).await.unwrap();
+        harness
+            .api::<AgentSandbox>()
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
     }
     for name in ["suspended", "waiting", "starting", "running", "finished"] {
         harness.without_pods(name).await.unwrap();
-        assert!(harness.api::<AgentSandbox>().get_opt(name).await.unwrap().is_none());
+        assert!(
+            harness
+                .api::<AgentSandbox>()
+                .get_opt(name)
+                .await
+                .unwrap()
+                .is_none()
+        );
     }
     harness.finish().await.unwrap();
 }
@@ -70,12 +119,25 @@ async fn a_sandbox_deleted_in_any_phase_leaves_nothing() {
 async fn a_policy_tightened_or_deleted_during_a_run_ends_it() {
     let harness = Harness::start("tighten").await.unwrap();
     harness.usual_policies().await.unwrap();
-    harness.sandbox("tightened", sleeper("gvisor", "100")).await.unwrap();
+    harness
+        .sandbox("tightened", sleeper("gvisor", "100"))
+        .await
+        .unwrap();
     harness.sandbox("orphaned", sleeper("runc", "100")).await.unwrap();
     harness.running("tightened").await.unwrap();
     harness.running("orphaned").await.unwrap();
-    harness.patch::<SandboxPolicy>("gvisor", json!({"spec": {"images": {"allow": ["reg.example/other"]}}})).await.unwrap();
-    harness.api::<SandboxPolicy>().delete("runc", &DeleteParams::default()).await.unwrap();
+    harness
+        .patch::<SandboxPolicy>(
+            "gvisor",
+            json!({"spec": {"images": {"allow": ["reg.example/other"]}}}),
+        )
+        .await
+        .unwrap();
+    harness
+        .api::<SandboxPolicy>()
+        .delete("runc", &DeleteParams::default())
+        .await
+        .unwrap();
     let tightened = harness.finished("tightened").await.unwrap().result.unwrap();
     assert_eq!(tightened.reason, Some(Reason::PolicyRejected));
     assert!(tightened.message.unwrap().contains("spec.image"));
@@ -95,28 +157,48 @@ async fn the_quota_holds_and_the_queue_goes_by_age() {
             "defaults": {"resources": {"memory": "64Mi"}}}))
         .await
         .unwrap();
-    harness.eventually("the quota", || async {
-        let quota: Option<k8s_openapi::api::core::v1::ResourceQuota> = harness.api().get_opt("agentsandbox-policy-default").await?;
-        Ok(quota.and_then(|quota| quota.status?.hard).map(|_| ()))
-    }).await.unwrap();
+    harness
+        .eventually("the quota", || async {
+            let quota: Option<k8s_openapi::api::core::v1::ResourceQuota> =
+                harness.api().get_opt("agentsandbox-policy-default").await?;
+            Ok(quota.and_then(|quota| quota.status?.hard).map(|_| ()))
+        })
+        .await
+        .unwrap();
     let names = ["first", "second", "third"];
     for name in names {
-        harness.sandbox(name, json!({"command": ["sleep", "2"]})).await.unwrap();
+        harness
+            .sandbox(name, json!({"command": ["sleep", "2"]}))
+            .await
+            .unwrap();
         // Ages are told apart by the second.
-        harness.when(name, "a status", |s| s.phase.is_some()).await.unwrap();
+        harness
+            .when(name, "a status", |s| s.phase.is_some())
+            .await
+            .unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     }
-    let queued = harness.when("third", "queued", |s| s.phase == Some(Phase::Queued)).await.unwrap();
+    let queued = harness
+        .when("third", "queued", |s| s.phase == Some(Phase::Queued))
+        .await
+        .unwrap();
     assert!(is(&queued, types::ACCEPTED, "True"));
     assert_eq!(reason_of(&queued, types::READY), reasons::QUOTA_EXCEEDED);
     let mut starts = Vec::new();
     for name in names {
         let status = harness.finished(name).await.unwrap();
-        assert_eq!(status.result.as_ref().unwrap().reason, Some(Reason::Completed), "{name}");
+        assert_eq!(
+            status.result.as_ref().unwrap().reason,
+            Some(Reason::Completed),
+            "{name}"
+        );
         starts.push((status.start_time.unwrap().0, status.completion_time.unwrap().0));
     }
     for pair in starts.windows(2) {
-        assert!(pair[1].0 >= pair[0].1, "one at a time, in order of age: {starts:?}");
+        assert!(
+            pair[1].0 >= pair[0].1,
+            "one at a time, in order of age: {starts:?}"
+        );
     }
     harness.finish().await.unwrap();
 }
@@ -124,38 +206,132 @@ async fn the_quota_holds_and_the_queue_goes_by_age() {
 #[tokio::test]
 async fn only_one_policy_of_a_namespace_can_have_a_quota() {
     let harness = Harness::start("overlap").await.unwrap();
-    let spec = json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container"}, "quota": {"sandboxes": 5}});
+    let spec =
+        json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container"}, "quota": {"sandboxes": 5}});
     harness.policy("older", spec.clone()).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     harness.policy("younger", spec).await.unwrap();
     let condition = |policy: &SandboxPolicy, type_: &str, reason: &str| {
-        policy.status.iter().flat_map(|s| &s.conditions).any(|c| c.type_ == type_ && c.reason == reason)
+        policy
+            .status
+            .iter()
+            .flat_map(|s| &s.conditions)
+            .any(|c| c.type_ == type_ && c.reason == reason)
     };
-    harness.policy_when("younger", |p| condition(p, types::QUOTA_READY, reasons::QUOTA_OVERLAPS)).await.unwrap();
-    harness.policy_when("older", |p| condition(p, types::READY, reasons::IN_FORCE)).await.unwrap();
-    harness.sandbox("held", json!({"policyRef": {"name": "younger"}, "command": ["true"]})).await.unwrap();
-    harness.sandbox("free", json!({"policyRef": {"name": "older"}, "command": ["true"]})).await.unwrap();
-    let held = harness.when("held", "held", |s| reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_READY).await.unwrap();
+    harness
+        .policy_when("younger", |p| {
+            condition(p, types::QUOTA_READY, reasons::QUOTA_OVERLAPS)
+        })
+        .await
+        .unwrap();
+    harness
+        .policy_when("older", |p| condition(p, types::READY, reasons::IN_FORCE))
+        .await
+        .unwrap();
+    harness
+        .sandbox(
+            "held",
+            json!({"policyRef": {"name": "younger"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    harness
+        .sandbox(
+            "free",
+            json!({"policyRef": {"name": "older"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    let held = harness
+        .when("held", "held", |s| {
+            reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_READY
+        })
+        .await
+        .unwrap();
     assert!(message_of(&held, types::ACCEPTED).contains("older"));
-    assert_eq!(harness.finished("free").await.unwrap().result.unwrap().reason, Some(Reason::Completed));
-    assert!(harness.events_on("younger").await.unwrap().contains(&reasons::QUOTA_OVERLAPS.to_owned()));
+    assert_eq!(
+        harness.finished("free").await.unwrap().result.unwrap().reason,
+        Some(Reason::Completed)
+    );
+    assert!(
+        harness
+            .events_on("younger")
+            .await
+            .unwrap()
+            .contains(&reasons::QUOTA_OVERLAPS.to_owned())
+    );
     harness.finish().await.unwrap();
 }
 
 #[tokio::test]
 async fn what_is_missing_is_named_and_waited_for() {
     let harness = Harness::start("missing").await.unwrap();
-    harness.policy("no-class", json!({"isolation": {"runtimeClassName": "no-such-class", "minimum": "Container"}})).await.unwrap();
-    harness.sandbox("no-policy", json!({"policyRef": {"name": "later"}, "command": ["true"]})).await.unwrap();
-    harness.sandbox("no-class", json!({"policyRef": {"name": "no-class"}, "command": ["true"]})).await.unwrap();
-    let status = harness.when("no-policy", "PolicyNotFound", |s| reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_FOUND).await.unwrap();
-    assert_eq!(message_of(&status, types::ACCEPTED), "SandboxPolicy later does not exist in this namespace");
-    let status = harness.when("no-class", "RuntimeClassNotFound", |s| reason_of(s, types::ACCEPTED) == reasons::RUNTIME_CLASS_NOT_FOUND).await.unwrap();
-    assert_eq!(message_of(&status, types::ACCEPTED), "RuntimeClass no-such-class does not exist in this cluster");
+    harness
+        .policy(
+            "no-class",
+            json!({"isolation": {"runtimeClassName": "no-such-class", "minimum": "Container"}}),
+        )
+        .await
+        .unwrap();
+    harness
+        .sandbox(
+            "no-policy",
+            json!({"policyRef": {"name": "later"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    harness
+        .sandbox(
+            "no-class",
+            json!({"policyRef": {"name": "no-class"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    let status = harness
+        .when("no-policy", "PolicyNotFound", |s| {
+            reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_FOUND
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        message_of(&status, types::ACCEPTED),
+        "SandboxPolicy later does not exist in this namespace"
+    );
+    let status = harness
+        .when("no-class", "RuntimeClassNotFound", |s| {
+            reason_of(s, types::ACCEPTED) == reasons::RUNTIME_CLASS_NOT_FOUND
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        message_of(&status, types::ACCEPTED),
+        "RuntimeClass no-such-class does not exist in this cluster"
+    );
     assert!(is(&status, types::STALLED, "True"));
-    assert!(harness.events_on("no-class").await.unwrap().contains(&reasons::RUNTIME_CLASS_NOT_FOUND.to_owned()));
-    harness.policy("later", json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container"}})).await.unwrap();
-    assert_eq!(harness.finished("no-policy").await.unwrap().result.unwrap().reason, Some(Reason::Completed));
+    assert!(
+        harness
+            .events_on("no-class")
+            .await
+            .unwrap()
+            .contains(&reasons::RUNTIME_CLASS_NOT_FOUND.to_owned())
+    );
+    harness
+        .policy(
+            "later",
+            json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container"}}),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        harness
+            .finished("no-policy")
+            .await
+            .unwrap()
+            .result
+            .unwrap()
+            .reason,
+        Some(Reason::Completed)
+    );
     harness.finish().await.unwrap();
 }
 
@@ -164,16 +340,33 @@ async fn bad_programs_and_images_end_with_a_message() {
     let harness = Harness::start("bad-input").await.unwrap();
     harness.usual_policies().await.unwrap();
     let runc = |command: serde_json::Value| json!({"policyRef": {"name": "runc"}, "command": command});
-    harness.sandbox("not-found", runc(json!(["no-such-program"]))).await.unwrap();
-    harness.sandbox("not-executable", runc(json!(["/etc/passwd"]))).await.unwrap();
+    harness
+        .sandbox("not-found", runc(json!(["no-such-program"])))
+        .await
+        .unwrap();
+    harness
+        .sandbox("not-executable", runc(json!(["/etc/passwd"])))
+        .await
+        .unwrap();
     let mut no_image = runc(json!(["true"]));
     no_image["image"] = "agent-sandbox.local/no-such-image:1".into();
     harness.sandbox("no-image", no_image).await.unwrap();
     let not_found = harness.finished("not-found").await.unwrap().result.unwrap();
-    assert_eq!((not_found.reason, not_found.exit_code), (Some(Reason::NonZeroExit), Some(127)));
-    assert!(not_found.message.unwrap().contains("no-such-program: not found in the image's PATH"));
+    assert_eq!(
+        (not_found.reason, not_found.exit_code),
+        (Some(Reason::NonZeroExit), Some(127))
+    );
+    assert!(
+        not_found
+            .message
+            .unwrap()
+            .contains("no-such-program: not found in the image's PATH")
+    );
     let not_executable = harness.finished("not-executable").await.unwrap().result.unwrap();
-    assert_eq!((not_executable.reason, not_executable.exit_code), (Some(Reason::NonZeroExit), Some(126)));
+    assert_eq!(
+        (not_executable.reason, not_executable.exit_code),
+        (Some(Reason::NonZeroExit), Some(126))
+    );
     let no_image = harness.finished("no-image").await.unwrap().result.unwrap();
     assert_eq!(no_image.reason, Some(Reason::ImagePullFailed));
     assert!(no_image.message.unwrap().contains("the image can't be pulled"));
@@ -184,14 +377,46 @@ async fn bad_programs_and_images_end_with_a_message() {
 async fn what_is_not_supported_is_refused_and_not_ignored() {
     let harness = Harness::start("unsupported").await.unwrap();
     let base = json!({"runtimeClassName": "runc", "minimum": "Container"});
-    let policy = harness.policy("egress", json!({"isolation": base, "egress": {"allow": [{"host": "example.org"}]}})).await.unwrap();
-    let ready = policy.status.unwrap().conditions.into_iter().find(|c| c.type_ == types::READY).unwrap();
-    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reasons::NOT_SUPPORTED));
-    harness.sandbox("wants-egress", json!({"policyRef": {"name": "egress"}, "command": ["true"]})).await.unwrap();
-    let status = harness.when("wants-egress", "PolicyNotReady", |s| reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_READY).await.unwrap();
+    let policy = harness
+        .policy(
+            "egress",
+            json!({"isolation": base, "egress": {"allow": [{"host": "example.org"}]}}),
+        )
+        .await
+        .unwrap();
+    let ready = policy
+        .status
+        .unwrap()
+        .conditions
+        .into_iter()
+        .find(|c| c.type_ == types::READY)
+        .unwrap();
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", reasons::NOT_SUPPORTED)
+    );
+    harness
+        .sandbox(
+            "wants-egress",
+            json!({"policyRef": {"name": "egress"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    let status = harness
+        .when("wants-egress", "PolicyNotReady", |s| {
+            reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_READY
+        })
+        .await
+        .unwrap();
     assert!(message_of(&status, types::ACCEPTED).contains("spec.egress.allow"));
     harness.policy("plain", json!({"isolation": base})).await.unwrap();
-    harness.sandbox("session", json!({"policyRef": {"name": "plain"}, "session": {"idleTimeoutSeconds": 5}})).await.unwrap();
+    harness
+        .sandbox(
+            "session",
+            json!({"policyRef": {"name": "plain"}, "session": {"idleTimeoutSeconds": 5}}),
+        )
+        .await
+        .unwrap();
     let result = harness.finished("session").await.unwrap().result.unwrap();
     assert_eq!(result.reason, Some(Reason::PolicyRejected));
     assert!(result.message.unwrap().contains("spec.session"));
@@ -205,16 +430,39 @@ async fn a_foreign_network_policy_that_widens_ours_keeps_sandboxes_from_starting
     harness.sandbox("before", sleeper("runc", "100")).await.unwrap();
     harness.running("before").await.unwrap();
     let foreign: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "allow-everything"},
-        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}})).unwrap();
-    harness.api().create(&PostParams::default(), &foreign).await.unwrap();
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}}))
+    .unwrap();
+    harness
+        .api()
+        .create(&PostParams::default(), &foreign)
+        .await
+        .unwrap();
     let before = harness.finished("before").await.unwrap().result.unwrap();
     assert_eq!(before.reason, Some(Reason::NetworkNotIsolated));
-    harness.sandbox("after", json!({"policyRef": {"name": "runc"}, "command": ["true"]})).await.unwrap();
-    let after = harness.when("after", "NetworkWidened", |s| reason_of(s, types::ACCEPTED) == reasons::NETWORK_WIDENED).await.unwrap();
+    harness
+        .sandbox(
+            "after",
+            json!({"policyRef": {"name": "runc"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
+    let after = harness
+        .when("after", "NetworkWidened", |s| {
+            reason_of(s, types::ACCEPTED) == reasons::NETWORK_WIDENED
+        })
+        .await
+        .unwrap();
     assert!(message_of(&after, types::ACCEPTED).contains("allow-everything"));
     assert!(harness.pods_of("after").await.unwrap().is_empty());
-    harness.api::<NetworkPolicy>().delete("allow-everything", &DeleteParams::default()).await.unwrap();
-    assert_eq!(harness.finished("after").await.unwrap().result.unwrap().reason, Some(Reason::Completed));
+    harness
+        .api::<NetworkPolicy>()
+        .delete("allow-everything", &DeleteParams::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        harness.finished("after").await.unwrap().result.unwrap().reason,
+        Some(Reason::Completed)
+    );
     harness.finish().await.unwrap();
 }
 
@@ -223,11 +471,21 @@ async fn our_network_policies_are_put_right_when_somebody_changes_them() {
     let harness = Harness::start("repair").await.unwrap();
     harness.usual_policies().await.unwrap();
     for name in ["agentsandbox-deny-all", "agentsandbox-policy-runc"] {
-        harness.patch::<NetworkPolicy>(name, json!({"spec": {"egress": [{}]}})).await.unwrap();
-        harness.eventually("the repair", || async {
-            let policy: NetworkPolicy = harness.api().get(name).await?;
-            Ok(policy.spec.and_then(|spec| spec.egress).is_none_or(|rules| rules.is_empty()).then_some(()))
-        }).await.unwrap();
+        harness
+            .patch::<NetworkPolicy>(name, json!({"spec": {"egress": [{}]}}))
+            .await
+            .unwrap();
+        harness
+            .eventually("the repair", || async {
+                let policy: NetworkPolicy = harness.api().get(name).await?;
+                Ok(policy
+                    .spec
+                    .and_then(|spec| spec.egress)
+                    .is_none_or(|rules| rules.is_empty())
+                    .then_some(()))
+            })
+            .await
+            .unwrap();
     }
     harness.finish().await.unwrap();
 }
@@ -238,14 +496,38 @@ async fn config_maps_reach_a_run_only_if_they_are_labelled_for_it() {
     harness.usual_policies().await.unwrap();
     let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "code"}, "data": {"main.py": "print(open('/workspace/in/data.txt').read())", "data.txt": "42"}})).unwrap();
     harness.api().create(&PostParams::default(), &map).await.unwrap();
-    harness.sandbox("job", json!({"policyRef": {"name": "gvisor"}, "command": ["python3", "in/main.py"],
-        "files": [{"path": "in", "configMapRef": {"name": "code"}}]})).await.unwrap();
-    let status = harness.when("job", "InputNotUsable", |s| reason_of(s, types::ACCEPTED) == reasons::INPUT_NOT_USABLE).await.unwrap();
+    harness
+        .sandbox(
+            "job",
+            json!({"policyRef": {"name": "gvisor"}, "command": ["python3", "in/main.py"],
+        "files": [{"path": "in", "configMapRef": {"name": "code"}}]}),
+        )
+        .await
+        .unwrap();
+    let status = harness
+        .when("job", "InputNotUsable", |s| {
+            reason_of(s, types::ACCEPTED) == reasons::INPUT_NOT_USABLE
+        })
+        .await
+        .unwrap();
     assert!(message_of(&status, types::ACCEPTED).contains("agentsandbox.dev/usable-by-sandboxes"));
-    harness.patch::<ConfigMap>("code", json!({"metadata": {"labels": {"agentsandbox.dev/usable-by-sandboxes": "true"}}})).await.unwrap();
+    harness
+        .patch::<ConfigMap>(
+            "code",
+            json!({"metadata": {"labels": {"agentsandbox.dev/usable-by-sandboxes": "true"}}}),
+        )
+        .await
+        .unwrap();
     let result = harness.finished("job").await.unwrap();
     assert_eq!(result.result.unwrap().reason, Some(Reason::Completed));
-    let logs = harness.kubectl(&["logs", &name_of(&harness.pods_of("job").await.unwrap()[0]), "-c", "agent"]).unwrap();
+    let logs = harness
+        .kubectl(&[
+            "logs",
+            &name_of(&harness.pods_of("job").await.unwrap()[0]),
+            "-c",
+            "agent",
+        ])
+        .unwrap();
     assert_eq!(logs.trim(), "42");
     harness.finish().await.unwrap();
 }
@@ -254,8 +536,17 @@ async fn config_maps_reach_a_run_only_if_they_are_labelled_for_it() {
 async fn a_namespace_with_sandboxes_in_every_phase_can_be_deleted() {
     let harness = Harness::start("namespace").await.unwrap();
     harness.usual_policies().await.unwrap();
-    harness.sandbox("running", sleeper("gvisor", "100")).await.unwrap();
-    harness.sandbox("finished", json!({"policyRef": {"name": "runc"}, "command": ["true"]})).await.unwrap();
+    harness
+        .sandbox("running", sleeper("gvisor", "100"))
+        .await
+        .unwrap();
+    harness
+        .sandbox(
+            "finished",
+            json!({"policyRef": {"name": "runc"}, "command": ["true"]}),
+        )
+        .await
+        .unwrap();
     harness.running("running").await.unwrap();
     harness.finished("finished").await.unwrap();
     assert!(!harness.pods_of("running").await.unwrap().is_empty());

@@ -12,27 +12,51 @@ use kube::api::{DeleteParams, ListParams};
 
 async fn apply(harness: &Harness, manifest: &str) {
     let path = repository().join("examples").join(manifest);
-    harness.kubectl(&["apply", "-f", &path.to_string_lossy()]).unwrap();
+    harness
+        .kubectl(&["apply", "-f", &path.to_string_lossy()])
+        .unwrap();
 }
 
 async fn check(sandbox: &str) {
-    let scenario: &Scenario = SCENARIOS.iter().find(|scenario| scenario.sandbox == sandbox).unwrap();
+    let scenario: &Scenario = SCENARIOS
+        .iter()
+        .find(|scenario| scenario.sandbox == sandbox)
+        .unwrap();
     let harness = Harness::start(sandbox).await.unwrap();
     apply(&harness, "00-policies.yaml").await;
     apply(&harness, scenario.manifest).await;
     if sandbox == "pod-deleted" {
         harness.running(sandbox).await.unwrap();
         let pod = name_of(&harness.pods_of(sandbox).await.unwrap()[0]);
-        harness.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
+        harness
+            .api::<Pod>()
+            .delete(&pod, &DeleteParams::default())
+            .await
+            .unwrap();
     }
     let status = harness.finished(sandbox).await.unwrap();
     let differences = scenario.differences(&status);
-    assert!(differences.is_empty(), "{differences:?} in {}", serde_json::to_string_pretty(&status).unwrap());
+    assert!(
+        differences.is_empty(),
+        "{differences:?} in {}",
+        serde_json::to_string_pretty(&status).unwrap()
+    );
     let success = scenario.reason.is_success();
-    assert_eq!(status.phase, Some(if success { Phase::Succeeded } else { Phase::Failed }));
-    assert!(is(&status, types::SUCCEEDED, if success { "True" } else { "False" }));
+    assert_eq!(
+        status.phase,
+        Some(if success { Phase::Succeeded } else { Phase::Failed })
+    );
+    assert!(is(
+        &status,
+        types::SUCCEEDED,
+        if success { "True" } else { "False" }
+    ));
     assert!(is(&status, types::READY, if success { "True" } else { "False" }));
-    assert!(is(&status, types::STALLED, if success { "False" } else { "True" }));
+    assert!(is(
+        &status,
+        types::STALLED,
+        if success { "False" } else { "True" }
+    ));
     assert!(is(&status, types::RECONCILING, "False"));
     if sandbox == "pod-deleted" {
         harness.without_pods(sandbox).await.unwrap();
@@ -63,15 +87,23 @@ scenario!(a_run_whose_pod_is_deleted_is_lost, "pod-deleted");
 async fn every_way_out_is_silent() {
     let harness = Harness::start("exfiltration").await.unwrap();
     let pods: Api<Pod> = Api::namespaced(harness.client.clone(), "kube-system");
-    let dns = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await.unwrap();
+    let dns = pods
+        .list(&ListParams::default().labels("k8s-app=kube-dns"))
+        .await
+        .unwrap();
     let address = dns.items.into_iter().find_map(|pod| pod.status?.pod_ip).unwrap();
     apply(&harness, "00-policies.yaml").await;
     let text = std::fs::read_to_string(repository().join("examples/03-exfiltration.yaml")).unwrap();
     let file = std::env::temp_dir().join(format!("{}.yaml", harness.namespace));
     std::fs::write(&file, text.replace("10.244.0.2", &address)).unwrap();
-    harness.kubectl(&["apply", "-f", &file.to_string_lossy()]).unwrap();
+    harness
+        .kubectl(&["apply", "-f", &file.to_string_lossy()])
+        .unwrap();
     std::fs::remove_file(&file).unwrap();
-    let scenario = SCENARIOS.iter().find(|scenario| scenario.sandbox == "exfiltration").unwrap();
+    let scenario = SCENARIOS
+        .iter()
+        .find(|scenario| scenario.sandbox == "exfiltration")
+        .unwrap();
     let status = harness.finished("exfiltration").await.unwrap();
     let differences = scenario.differences(&status);
     assert!(differences.is_empty(), "{differences:?}");
@@ -84,12 +116,28 @@ async fn pods_of_good_and_failed_runs_go_after_their_own_times_and_verdicts_stay
     apply(&harness, "11-ttl.yaml").await;
     for (name, seconds) in [("ttl-good", 5), ("ttl-failed", 15)] {
         let status = harness.finished(name).await.unwrap();
-        let kept = status.expiration_time.unwrap().0.duration_since(status.completion_time.unwrap().0);
+        let kept = status
+            .expiration_time
+            .unwrap()
+            .0
+            .duration_since(status.completion_time.unwrap().0);
         assert_eq!(kept.as_secs(), seconds, "{name}");
         harness.without_pods(name).await.unwrap();
-        let expired = harness.when(name, "expiry", |status| is(status, types::EXPIRED, "True")).await.unwrap();
+        let expired = harness
+            .when(name, "expiry", |status| is(status, types::EXPIRED, "True"))
+            .await
+            .unwrap();
         assert_eq!(expired.result, status.result, "{name}: the verdict stays");
     }
-    assert_eq!(harness.api::<AgentSandbox>().list(&ListParams::default()).await.unwrap().items.len(), 2);
+    assert_eq!(
+        harness
+            .api::<AgentSandbox>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .len(),
+        2
+    );
     harness.finish().await.unwrap();
 }

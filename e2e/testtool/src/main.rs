@@ -24,7 +24,9 @@ fn main() -> ExitCode {
         },
         ["udp", address] => address.parse().map_or_else(|_| usage(), udp),
         ["write", paths @ ..] => {
-            let written = paths.iter().filter(|path| std::fs::OpenOptions::new().append(true).open(path).is_ok());
+            let written = paths
+                .iter()
+                .filter(|path| std::fs::OpenOptions::new().append(true).open(path).is_ok());
             println!("{}", written.copied().collect::<Vec<_>>().join(" "));
             ExitCode::SUCCESS
         }

@@ -50,7 +50,8 @@ pub fn observed_level(kernel_release: &str, requirement: &IsolationRequirement) 
 }
 
 /// gVisor ends its kernel release with its own name.
-fn is_gvisor(kernel_release: &str) -> bool {
+#[must_use]
+pub fn is_gvisor(kernel_release: &str) -> bool {
     kernel_release.ends_with("-gvisor")
 }
 

@@ -45,8 +45,7 @@ impl Readiness {
 }
 
 /// Serves until the process ends.
-pub async fn serve(port: u16, metrics: Metrics, readiness: Readiness) -> std::io::Result<()> {
-    let listener = bind(port).await?;
+pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) -> std::io::Result<()> {
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { ready(&readiness) }))
@@ -82,6 +81,8 @@ fn ready(readiness: &Readiness) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -97,5 +98,35 @@ mod tests {
         );
         readiness.set("caches");
         assert_eq!(ready(&readiness).0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn health_is_not_readiness() {
+        let readiness = Readiness::new(["caches"]);
+        let listener = bind(0).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(serve(listener, Metrics::default(), readiness.clone()));
+        assert!(fetch(port, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let waiting = fetch(port, "/readyz").await;
+        assert!(
+            waiting.starts_with("HTTP/1.1 503") && waiting.ends_with("waiting for: caches\n"),
+            "{waiting}"
+        );
+        readiness.set("caches");
+        assert!(fetch(port, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let metrics = fetch(port, "/metrics").await;
+        assert!(
+            metrics.contains("application/openmetrics-text") && metrics.ends_with("# EOF\n"),
+            "{metrics}"
+        );
+    }
+
+    async fn fetch(port: u16, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 }

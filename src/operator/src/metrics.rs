@@ -111,6 +111,7 @@ impl Metrics {
         ReconcileGuard {
             metrics: self.clone(),
             kind,
+            outcome: "cancelled",
             begun: Instant::now(),
         }
     }
@@ -169,28 +170,31 @@ impl Metrics {
     }
 }
 
-/// Measures one reconciliation.
+/// Measures one reconciliation. Dropped without a word, it counts as `cancelled`.
 pub struct ReconcileGuard {
     metrics: Metrics,
     kind: &'static str,
+    outcome: &'static str,
     begun: Instant,
 }
 
 impl ReconcileGuard {
     /// It went well.
-    pub fn ok(self) {
-        self.done("ok");
+    pub fn ok(mut self) {
+        self.outcome = "ok";
     }
 
     /// It failed for this class of reason.
-    pub fn error(self, class: &'static str) {
-        self.done(class);
+    pub fn error(mut self, class: &'static str) {
+        self.outcome = class;
     }
+}
 
-    fn done(self, outcome: &'static str) {
+impl Drop for ReconcileGuard {
+    fn drop(&mut self) {
         let labels = ReconcileLabels {
             kind: self.kind,
-            outcome,
+            outcome: self.outcome,
         };
         self.metrics
             .0
@@ -210,6 +214,7 @@ mod tests {
         metrics.finished(Reason::OomKilled);
         metrics.start_duration("gvisor", 1.5);
         metrics.reconcile("AgentSandbox").ok();
+        drop(metrics.reconcile("SandboxPolicy"));
         let text = metrics.encode();
         assert!(
             text.contains("agentsandbox_finished_total{reason=\"OOMKilled\"} 1"),
@@ -221,6 +226,9 @@ mod tests {
         );
         assert!(text.contains(
             "agentsandbox_reconcile_duration_seconds_count{kind=\"AgentSandbox\",outcome=\"ok\"} 1"
+        ));
+        assert!(text.contains(
+            "agentsandbox_reconcile_duration_seconds_count{kind=\"SandboxPolicy\",outcome=\"cancelled\"} 1"
         ));
     }
 }

@@ -5,10 +5,14 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use agentsandbox_api::isolation::is_gvisor;
+
 /// Copies this program to `directory/sandbox-supervisor`.
 ///
 /// Mode 0711: the agent's user may execute it and not read it, which makes the kernel mark the process
-/// non-dumpable from its first instruction. It appears under its name only when it is whole.
+/// non-dumpable from its first instruction. gVisor refuses to execute what may not be read; there the supervisor
+/// becomes non-dumpable by its own first call, still before any user code exists. The copy appears under its name
+/// only when it is whole.
 pub fn install(directory: &Path) -> io::Result<()> {
     let partial = directory.join(".sandbox-supervisor.partial");
     let mut source = File::open("/proc/self/exe")?;
@@ -18,7 +22,12 @@ pub fn install(directory: &Path) -> io::Result<()> {
         .mode(0o700)
         .open(&partial)?;
     io::copy(&mut source, &mut target)?;
-    target.set_permissions(std::fs::Permissions::from_mode(0o711))?;
+    let mode = if is_gvisor(&crate::sys::kernel_release()) {
+        0o755
+    } else {
+        0o711
+    };
+    target.set_permissions(std::fs::Permissions::from_mode(mode))?;
     target.sync_all()?;
     drop(target);
     std::fs::rename(&partial, directory.join("sandbox-supervisor"))

@@ -175,6 +175,20 @@ pub fn new_session() -> io::Result<()> {
     }
 }
 
+/// Gives a new process the signals back that process 1 takes as events. Called between fork and exec: the standard
+/// library leaves the mask as it is.
+pub fn unblock_signals() -> io::Result<()> {
+    // SAFETY: the set is initialised by sigemptyset before use; both calls are async-signal-safe.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
 /// A resource limit.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {

@@ -38,10 +38,19 @@ async fn main() -> ExitCode {
 async fn show(cluster: &str) -> Result<bool, HarnessError> {
     let harness = Harness::in_namespace(cluster, "demo").await?;
     // Safe to repeat: the last demo's sandboxes go first.
-    harness.api::<AgentSandbox>().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    harness
+        .api::<AgentSandbox>()
+        .delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await?;
     harness
         .eventually("the end of the last demo's pods", || async {
-            Ok(harness.api::<Pod>().list(&ListParams::default()).await?.items.is_empty().then_some(()))
+            Ok(harness
+                .api::<Pod>()
+                .list(&ListParams::default())
+                .await?
+                .items
+                .is_empty()
+                .then_some(()))
         })
         .await?;
     apply(&harness, "00-policies.yaml").await?;
@@ -53,7 +62,10 @@ async fn show(cluster: &str) -> Result<bool, HarnessError> {
     harness.running("pod-deleted").await?;
     for pod in harness.pods_of("pod-deleted").await? {
         let name = e2e::harness::name_of(&pod);
-        harness.api::<Pod>().delete(&name, &DeleteParams::default()).await?;
+        harness
+            .api::<Pod>()
+            .delete(&name, &DeleteParams::default())
+            .await?;
     }
     let mut rows = Vec::new();
     for (index, scenario) in SCENARIOS.iter().enumerate() {
@@ -67,10 +79,19 @@ async fn show(cluster: &str) -> Result<bool, HarnessError> {
     println!("\nTTL: {ttl}");
     let again = harness.pods_of("pod-deleted").await?.len();
     println!("pod-deleted has {again} pods: it was not run again");
-    let probes = rows.iter().find(|(scenario, ..)| scenario.sandbox == "exfiltration");
+    let probes = rows
+        .iter()
+        .find(|(scenario, ..)| scenario.sandbox == "exfiltration");
     if let Some(network) = probes.and_then(|(_, status, _)| status.network.as_ref()) {
-        let probes: Vec<String> = network.probes.iter().map(|(name, outcome)| format!("{name} {outcome:?}")).collect();
-        println!("How the denial was proven (status.network of exfiltration): {}", probes.join(", "));
+        let probes: Vec<String> = network
+            .probes
+            .iter()
+            .map(|(name, outcome)| format!("{name} {outcome:?}"))
+            .collect();
+        println!(
+            "How the denial was proven (status.network of exfiltration): {}",
+            probes.join(", ")
+        );
     }
     let mut good = again == 0;
     for (scenario, _, differences) in &rows {
@@ -79,7 +100,11 @@ async fn show(cluster: &str) -> Result<bool, HarnessError> {
             println!("NOT AS EXPECTED: {}: {difference}", scenario.sandbox);
         }
     }
-    println!("\nThe cluster stays up. Look around with\n  {} --kubeconfig {} -n demo get agentsandboxes", harness.cluster.kubectl_path().display(), harness.cluster.kubeconfig().display());
+    println!(
+        "\nThe cluster stays up. Look around with\n  {} --kubeconfig {} -n demo get agentsandboxes",
+        harness.cluster.kubectl_path().display(),
+        harness.cluster.kubeconfig().display()
+    );
     println!("and end it with\n  make down");
     Ok(good)
 }
@@ -91,8 +116,14 @@ async fn apply(harness: &Harness, manifest: &str) -> Result<(), HarnessError> {
     };
     if text.contains("OTHER_POD") {
         let pods: Api<Pod> = Api::namespaced(harness.client.clone(), "kube-system");
-        let dns = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await?;
-        let address = dns.items.into_iter().find_map(|pod| pod.status?.pod_ip).unwrap_or_default();
+        let dns = pods
+            .list(&ListParams::default().labels("k8s-app=kube-dns"))
+            .await?;
+        let address = dns
+            .items
+            .into_iter()
+            .find_map(|pod| pod.status?.pod_ip)
+            .unwrap_or_default();
         text = text.replace("10.244.0.2", &address);
     }
     let file = std::env::temp_dir().join(format!("agentsandbox-{manifest}"));
@@ -117,11 +148,18 @@ async fn check_ttl(harness: &Harness) -> Result<String, HarnessError> {
     }
     let mut parts = Vec::new();
     for name in ["ttl-good", "ttl-failed"] {
-        let status = harness.when(name, "expiry", |status| is(status, types::EXPIRED, "True")).await?;
+        let status = harness
+            .when(name, "expiry", |status| is(status, types::EXPIRED, "True"))
+            .await?;
         let completed = status.completion_time.as_ref().map(|time| time.0);
         let expired = status.expiration_time.as_ref().map(|time| time.0);
-        let kept = completed.zip(expired).map_or(0, |(from, to)| to.duration_since(from).as_secs());
-        parts.push(format!("the pod of {name} was removed {kept} s after its end, its verdict {} stays", status.reason.unwrap_or_default()));
+        let kept = completed
+            .zip(expired)
+            .map_or(0, |(from, to)| to.duration_since(from).as_secs());
+        parts.push(format!(
+            "the pod of {name} was removed {kept} s after its end, its verdict {} stays",
+            status.reason.unwrap_or_default()
+        ));
     }
     Ok(parts.join("; "))
 }
@@ -144,10 +182,23 @@ fn print_table(rows: &[(&Scenario, AgentSandboxStatus, Vec<String>)]) {
             or_dash(result.exit_code.map(|code| code.to_string())),
             or_dash(usage.wall_seconds.map(|s| format!("{s:.2}"))),
             or_dash(usage.cpu_seconds.map(|s| format!("{s:.2}"))),
-            or_dash(usage.memory_peak_bytes.map(|b| format!("{:.1} Mi", f64::from(u32::try_from(b >> 10).unwrap_or(u32::MAX)) / 1024.0))),
+            or_dash(usage.memory_peak_bytes.map(|b| format!(
+                "{:.1} Mi",
+                f64::from(u32::try_from(b >> 10).unwrap_or(u32::MAX)) / 1024.0
+            ))),
             or_dash(usage.processes_peak.map(|n| n.to_string())),
-            or_dash(status.isolation.as_ref().and_then(|i| i.level).map(|level| level.to_string())),
-            if differences.is_empty() { "" } else { "NOT AS EXPECTED" },
+            or_dash(
+                status
+                    .isolation
+                    .as_ref()
+                    .and_then(|i| i.level)
+                    .map(|level| level.to_string())
+            ),
+            if differences.is_empty() {
+                ""
+            } else {
+                "NOT AS EXPECTED"
+            },
         );
     }
 }

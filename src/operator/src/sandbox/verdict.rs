@@ -179,6 +179,18 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
         let message = format!("the completion record says exit code {recorded} and the kubelet saw {seen}");
         return (Reason::SandboxLost, message);
     }
+    if let Some(end) = view
+        .agent
+        .ended
+        .as_ref()
+        .filter(|end| end.reason == "StartError" && !record.started)
+    {
+        // The runtime's words: the command never ran, so nothing of the user's is in them.
+        return (
+            Reason::StartTimeout,
+            format!("the agent container could not be started: {}", end.message),
+        );
+    }
     match record.reason {
         Reason::Completed if record.exit_code != Some(0) || agent_exit != Some(0) || !record.started => (
             Reason::SandboxLost,

@@ -71,6 +71,7 @@ pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
     );
     sys::before_exec(&mut command, move || {
         sys::new_session()?;
+        sys::unblock_signals()?;
         sys::set_limit(Limit::Core, 0)?;
         sys::set_limit(Limit::FileSize, file_size)?;
         // The kernel does not bind user 0 by it; the supervisor counts instead.
