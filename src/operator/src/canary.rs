@@ -102,9 +102,9 @@ mod tests {
 
     #[tokio::test]
     async fn two_canaries_never_answer_each_other() {
-        let canary = Canary::bind(0).await.unwrap();
-        let port = canary.udp.local_addr().unwrap().port();
-        tokio::spawn(canary.serve());
+        let canary = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = canary.local_addr().unwrap().port();
+        tokio::spawn(echo(canary));
         // Another address of the loopback network, so that the same port is free there.
         let twin = UdpSocket::bind(("127.0.0.2", port)).await.unwrap();
         twin.send_to(b"echo", ("127.0.0.1", port)).await.unwrap();

@@ -32,6 +32,7 @@ pub fn definition(kind: Kind) -> Value {
 }
 
 /// Drops unknown `format`s (the API server warns of them), and `nullable`: an absent field says as much as a null.
+/// Bounds that are whole numbers are written as such, as the API server gives them back.
 fn simplify(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -43,6 +44,11 @@ fn simplify(value: &mut Value) {
             fields.values_mut().for_each(simplify);
         }
         Value::Array(items) => items.iter_mut().for_each(simplify),
+        Value::Number(number) if number.is_f64() => {
+            if let Ok(whole) = number.to_string().trim_end_matches(".0").parse::<i64>() {
+                *value = whole.into();
+            }
+        }
         _ => {}
     }
 }
@@ -50,6 +56,67 @@ fn simplify(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const KINDS: [Kind; 2] = [Kind::Agentsandbox, Kind::Sandboxpolicy];
+
+    /// Calls `check` with every object of a definition and its path.
+    fn walk(value: &Value, path: &str, check: &mut impl FnMut(&serde_json::Map<String, Value>, &str)) {
+        match value {
+            Value::Object(fields) => {
+                check(fields, path);
+                for (key, value) in fields {
+                    walk(value, &format!("{path}.{key}"), check);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| walk(item, path, check)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_definitions_are_in_the_api_servers_dialect() {
+        for kind in KINDS {
+            walk(&definition(kind), "", &mut |schema, path| {
+                assert!(!schema.contains_key("nullable"), "{path}");
+                let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
+                assert!(!format.starts_with("uint"), "{path}: {format}");
+            });
+        }
+    }
+
+    #[test]
+    fn quantities_are_bounded_ints_or_strings() {
+        let crd = definition(Kind::Agentsandbox);
+        let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let cpu = &spec["properties"]["resources"]["properties"]["cpu"];
+        assert_eq!(cpu["x-kubernetes-int-or-string"], true);
+        assert_eq!(cpu["maxLength"], 24);
+        // A structural schema has no type beside int-or-string.
+        assert!(cpu.get("type").is_none(), "{cpu}");
+    }
+
+    #[test]
+    fn everything_that_users_write_is_bounded() {
+        // Values of an administrator's node selector: schemars bounds no values of a map by attribute.
+        const UNBOUNDED: [&str; 1] =
+            ["spec.properties.scheduling.properties.nodeSelector.additionalProperties"];
+        let mut found = Vec::new();
+        for kind in KINDS {
+            let crd = definition(kind);
+            let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            walk(&schema["properties"]["spec"], "spec", &mut |schema, path| {
+                let bounded = match schema.get("type").and_then(Value::as_str) {
+                    Some("string") => schema.contains_key("maxLength") || schema.contains_key("enum"),
+                    Some("array") => schema.contains_key("maxItems"),
+                    _ => true,
+                };
+                if !bounded {
+                    found.push(path.to_owned());
+                }
+            });
+        }
+        assert_eq!(found, UNBOUNDED);
+    }
 
     #[test]
     fn the_checked_in_definitions_are_current() {

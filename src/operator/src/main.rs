@@ -6,9 +6,12 @@ use clap::{Parser, Subcommand};
 use sandbox_operator::{config::Config, crd, reference, run};
 use tracing_subscriber::EnvFilter;
 
-/// The Agent Sandbox Operator: turns AgentSandbox and SandboxPolicy into isolated, network-denied, bounded pods.
+/// The command line.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about = "The Agent Sandbox Operator: turns AgentSandbox and SandboxPolicy into isolated, network-denied, bounded pods."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -16,7 +19,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the controller. RUST_LOG sets the log level (default: info).
+    /// Run the controller. `RUST_LOG` sets the log level (default: info).
     Run {
         #[command(flatten)]
         config: Box<Config>,

@@ -197,15 +197,17 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
             "a completion record without an exit code 0 of the command is no success".to_owned(),
         ),
         Reason::Completed => (Reason::Completed, "the command ended with exit code 0".to_owned()),
-        // The supervisor knows only that somebody outside ended the run, or that the connection broke.
-        Reason::Stopped | Reason::SandboxLost => outside_cause(view).unwrap_or_else(|| {
-            let message = if record.message.is_empty() {
-                "the pod was ended from outside"
-            } else {
-                &record.message
-            };
-            (Reason::SandboxLost, lost(view, message))
-        }),
+        // From inside it can only be seen that somebody outside ended the run, that the connection broke, or that
+        // the agent container never came.
+        Reason::Stopped | Reason::SandboxLost | Reason::StartTimeout => {
+            outside_cause(view).unwrap_or_else(|| {
+                let message = described(record.reason, record);
+                match record.reason {
+                    Reason::StartTimeout if view.deleted.is_none() => (Reason::StartTimeout, message),
+                    _ => (Reason::SandboxLost, lost(view, &message)),
+                }
+            })
+        }
         reason => (reason, described(reason, record)),
     }
 }
@@ -449,6 +451,16 @@ mod tests {
         evicted.reason = "Evicted".into();
         evicted.message = "Usage of EmptyDir volume \"workspace\" exceeds the limit".into();
         assert_eq!(reason_of(&evicted), Reason::DiskLimitExceeded);
+    }
+
+    #[test]
+    fn a_pod_ended_by_the_operator_before_its_start_has_the_operators_cause() {
+        let mut early = record(Reason::StartTimeout, 0);
+        (early.started, early.exit_code) = (false, None);
+        let mut view = view(Some(&early), 137, "Error");
+        assert_eq!(reason_of(&view), Reason::StartTimeout);
+        view.cause = Some(("ImagePullFailed".into(), "no such image".into()));
+        assert_eq!(reason_of(&view), Reason::ImagePullFailed);
     }
 
     #[test]
