@@ -17,7 +17,7 @@ use serde_json::json;
 /// The command says when it runs, in nanoseconds, and ends at once: its start is its end.
 const COMMAND: &str = "date +%s%N | tee ${SANDBOX_OUTPUT:-/dev/null}";
 /// Longest wait for one run.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What a sandbox costs beside a bare pod.
 #[derive(Parser)]
@@ -71,8 +71,14 @@ async fn measure(cli: &Cli) -> Result<(), HarnessError> {
         rows.push((class, "sandbox", sandboxes));
         rows.push((class, "bare pod", pods));
     }
-    println!("{:<8} {:<9} {:>22} {:>22}", "RUNTIME", "WHAT", "CREATED→STARTED ms", "ENDED→VERDICT ms");
-    println!("{:<8} {:<9} {:>11}{:>11} {:>11}{:>11}", "", "", "median", "p95", "median", "p95");
+    println!(
+        "{:<8} {:<9} {:>22} {:>22}",
+        "RUNTIME", "WHAT", "CREATED→STARTED ms", "ENDED→VERDICT ms"
+    );
+    println!(
+        "{:<8} {:<9} {:>11}{:>11} {:>11}{:>11}",
+        "", "", "median", "p95", "median", "p95"
+    );
     for (class, what, times) in &rows {
         println!(
             "{class:<8} {what:<9} {:>11.0}{:>11.0} {:>11.0}{:>11.0}",
@@ -94,7 +100,10 @@ async fn measure(cli: &Cli) -> Result<(), HarnessError> {
     }
     if cli.json {
         for (class, what, times) in &rows {
-            println!("{}", json!({"runtime": class, "what": what, "startMs": times.start, "endMs": times.end}));
+            println!(
+                "{}",
+                json!({"runtime": class, "what": what, "startMs": times.start, "endMs": times.end})
+            );
         }
     }
     harness.finish().await
@@ -110,12 +119,28 @@ impl Times {
 async fn sandbox(harness: &Harness, class: &str, run: usize) -> Result<(f64, f64), HarnessError> {
     let name = format!("{class}-{run}");
     let created = now_ms();
-    harness.sandbox(&name, json!({"policyRef": {"name": class}, "command": ["sh", "-c", COMMAND]})).await?;
-    let finished = |sandbox: &AgentSandbox| sandbox.status.as_ref().is_some_and(|status| is(status, types::FINISHED, "True"));
+    harness
+        .sandbox(
+            &name,
+            json!({"policyRef": {"name": class}, "command": ["sh", "-c", COMMAND]}),
+        )
+        .await?;
+    let finished = |sandbox: &AgentSandbox| {
+        sandbox
+            .status
+            .as_ref()
+            .is_some_and(|status| is(status, types::FINISHED, "True"))
+    };
     let (sandbox, verdict) = watch_until(harness, &name, finished).await?;
-    let output = sandbox.status.and_then(|status| status.result?.output).unwrap_or_default();
+    let output = sandbox
+        .status
+        .and_then(|status| status.result?.output)
+        .unwrap_or_default();
     let ran = parse_ns(&output)?;
-    harness.api::<AgentSandbox>().delete(&name, &DeleteParams::default()).await?;
+    harness
+        .api::<AgentSandbox>()
+        .delete(&name, &DeleteParams::default())
+        .await?;
     harness.without_pods(&name).await?;
     Ok((ran - created, verdict - ran))
 }
@@ -137,16 +162,32 @@ async fn bare_pod(harness: &Harness, class: &str, run: usize) -> Result<(f64, f6
     let api: Api<Pod> = harness.api();
     let created = now_ms();
     api.create(&PostParams::default(), &pod).await?;
-    let succeeded = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Succeeded");
+    let succeeded =
+        |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Succeeded");
     let (_, verdict) = watch_until(harness, &name, succeeded).await?;
     let ran = parse_ns(&api.logs(&name, &LogParams::default()).await?)?;
-    api.delete(&name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
-    harness.eventually("the end of a bare pod", || async { Ok(api.get_opt(&name).await?.is_none().then_some(())) }).await?;
+    api.delete(
+        &name,
+        &DeleteParams {
+            grace_period_seconds: Some(0),
+            ..DeleteParams::default()
+        },
+    )
+    .await?;
+    harness
+        .eventually("the end of a bare pod", || async {
+            Ok(api.get_opt(&name).await?.is_none().then_some(()))
+        })
+        .await?;
     Ok((ran - created, verdict - ran))
 }
 
 /// The object and the time at which a watcher first sees it as it should be.
-async fn watch_until<K>(harness: &Harness, name: &str, holds: impl Fn(&K) -> bool) -> Result<(K, f64), HarnessError>
+async fn watch_until<K>(
+    harness: &Harness,
+    name: &str,
+    holds: impl Fn(&K) -> bool,
+) -> Result<(K, f64), HarnessError>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -156,9 +197,15 @@ where
     let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
     let stream = harness.api::<K>().watch(&parameters, "0").await?;
     pin_mut!(stream);
-    let late = || HarnessError::Late { what: format!("the end of {name}"), seen: String::new() };
+    let late = || HarnessError::Late {
+        what: format!("the end of {name}"),
+        seen: String::new(),
+    };
     loop {
-        let event = tokio::time::timeout(PATIENCE, stream.next()).await.map_err(|_| late())?.ok_or_else(late)??;
+        let event = tokio::time::timeout(PATIENCE, stream.next())
+            .await
+            .map_err(|_| late())?
+            .ok_or_else(late)??;
         if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
             && holds(&object)
         {
@@ -168,17 +215,27 @@ where
 }
 
 fn parse_ns(text: &str) -> Result<f64, HarnessError> {
-    let nanos: u64 = text.trim().parse().map_err(|_| HarnessError::Kubectl(format!("{text:?} is no time")))?;
+    let nanos: u64 = text
+        .trim()
+        .parse()
+        .map_err(|_| HarnessError::Kubectl(format!("{text:?} is no time")))?;
     Ok(Duration::from_nanos(nanos).as_secs_f64() * 1000.0)
 }
 
 fn now_ms() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+        * 1000.0
 }
 
 /// The value below which so many percent lie.
 fn quantile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+    sorted
+        .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
 }

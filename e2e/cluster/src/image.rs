@@ -32,13 +32,12 @@ pub struct Image {
 impl Image {
     /// Writes the image as an OCI archive that `ctr images import` takes.
     pub fn write(&self, out: &Path) -> Result<()> {
-        let layer_file = match &self.root {
-            Some(root) => root.clone(),
-            None => {
-                let layer = out.with_extension("layer");
-                self.write_layer(&layer).in_file(&layer)?;
-                layer
-            }
+        let layer_file = if let Some(root) = &self.root {
+            root.clone()
+        } else {
+            let layer = out.with_extension("layer");
+            self.write_layer(&layer).in_file(&layer)?;
+            layer
         };
         let (layer_digest, layer_size) = digest_of_file(&layer_file).in_file(&layer_file)?;
         let config = self.config(&layer_digest).to_string();

@@ -128,16 +128,16 @@ pub fn find(layout: &Layout, part: &str) -> Option<Started> {
 
 /// Ends processes: asks first, and kills what has not ended by then.
 pub fn end(processes: &[Started], patience: Duration) {
-    processes
-        .iter()
-        .for_each(|process| process.signal(Signal::SIGTERM));
+    for process in processes {
+        process.signal(Signal::SIGTERM);
+    }
     let begun = Instant::now();
     while processes.iter().any(|process| process.is_alive()) && begun.elapsed() < patience {
         std::thread::sleep(Duration::from_millis(20));
     }
-    processes
-        .iter()
-        .for_each(|process| process.signal(Signal::SIGKILL));
+    for process in processes {
+        process.signal(Signal::SIGKILL);
+    }
     let begun = Instant::now();
     while processes.iter().any(|process| process.is_alive()) && begun.elapsed() < Duration::from_secs(5) {
         std::thread::sleep(Duration::from_millis(20));

@@ -166,6 +166,7 @@ fn check_machine() -> Result<()> {
 }
 
 /// Roots of the mounted hierarchies: one for version 2, one per controller for version 1.
+#[must_use]
 pub fn cgroup_hierarchies() -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     if root.join("cgroup.controllers").exists() {

@@ -16,7 +16,7 @@ use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 /// Longest wait for anything that a sandbox does on a slow, shared machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(150);
 

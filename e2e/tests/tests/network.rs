@@ -34,7 +34,20 @@ async fn exit_codes(harness: &Harness, prefix: &str) -> Vec<i32> {
             let codes: Vec<Option<i32>> = pods
                 .iter()
                 .filter(|pod| name_of(*pod).starts_with(prefix))
-                .map(|pod| Some(pod.status.as_ref()?.container_statuses.as_ref()?.first()?.state.as_ref()?.terminated.as_ref()?.exit_code))
+                .map(|pod| {
+                    Some(
+                        pod.status
+                            .as_ref()?
+                            .container_statuses
+                            .as_ref()?
+                            .first()?
+                            .state
+                            .as_ref()?
+                            .terminated
+                            .as_ref()?
+                            .exit_code,
+                    )
+                })
                 .collect();
             Ok(codes.into_iter().collect::<Option<Vec<i32>>>())
         })
@@ -46,26 +59,46 @@ async fn exit_codes(harness: &Harness, prefix: &str) -> Vec<i32> {
 async fn a_denied_pod_gets_nothing_through_from_its_first_packet_on() {
     let harness = Harness::start("first-packet").await.unwrap();
     let deny: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "deny"},
-        "spec": {"podSelector": {"matchLabels": {"denied": "yes"}}, "policyTypes": ["Ingress", "Egress"]}})).unwrap();
+        "spec": {"podSelector": {"matchLabels": {"denied": "yes"}}, "policyTypes": ["Ingress", "Egress"]}}))
+    .unwrap();
     harness.api().create(&PostParams::default(), &deny).await.unwrap();
     // The control: the same dial from a pod that nothing denies gets through, so silence means denial.
     for class in ["runc", "gvisor"] {
         for (index, target) in ["172.30.0.10:443", "10.96.0.1:443"].iter().enumerate() {
-            harness.api().create(&PostParams::default(), &dialler(&format!("free-{class}-{index}"), class, &json!({}), target)).await.unwrap();
+            harness
+                .api()
+                .create(
+                    &PostParams::default(),
+                    &dialler(&format!("free-{class}-{index}"), class, &json!({}), target),
+                )
+                .await
+                .unwrap();
         }
     }
     assert_eq!(exit_codes(&harness, "free-").await, [9, 9, 9, 9]);
     for batch in 0..PODS_OF_EACH_RUNTIME / 5 {
         for class in ["runc", "gvisor"] {
             for number in 0..5 {
-                let target = if number % 2 == 0 { "172.30.0.10:443" } else { "10.96.0.1:443" };
-                let pod = dialler(&format!("denied-{class}-{batch}-{number}"), class, &json!({"denied": "yes"}), target);
+                let target = if number % 2 == 0 {
+                    "172.30.0.10:443"
+                } else {
+                    "10.96.0.1:443"
+                };
+                let pod = dialler(
+                    &format!("denied-{class}-{batch}-{number}"),
+                    class,
+                    &json!({"denied": "yes"}),
+                    target,
+                );
                 harness.api().create(&PostParams::default(), &pod).await.unwrap();
             }
         }
         let codes = exit_codes(&harness, "denied-").await;
         assert!(codes.iter().all(|code| *code == 0), "batch {batch}: {codes:?}");
     }
-    assert_eq!(exit_codes(&harness, "denied-").await.len(), 2 * PODS_OF_EACH_RUNTIME);
+    assert_eq!(
+        exit_codes(&harness, "denied-").await.len(),
+        2 * PODS_OF_EACH_RUNTIME
+    );
     harness.finish().await.unwrap();
 }

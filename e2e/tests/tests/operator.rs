@@ -20,8 +20,16 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 /// Ends every replica at once, as a crash of its node would.
 async fn kill_operator(harness: &Harness) {
     let pods: Api<Pod> = Api::namespaced(harness.client.clone(), OPERATOR_NAMESPACE);
-    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-    pods.delete_collection(&now, &ListParams::default().labels("app.kubernetes.io/name=agentsandbox-operator")).await.unwrap();
+    let now = DeleteParams {
+        grace_period_seconds: Some(0),
+        ..DeleteParams::default()
+    };
+    pods.delete_collection(
+        &now,
+        &ListParams::default().labels("app.kubernetes.io/name=agentsandbox-operator"),
+    )
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
@@ -29,7 +37,11 @@ async fn a_run_ends_the_same_whenever_the_operator_is_killed() {
     let _alone = ALONE.lock().await;
     let harness = Harness::start("crash").await.unwrap();
     harness.usual_policies().await.unwrap();
-    let command = json!(["python3", "-c", "import time, os; time.sleep(4); open(os.environ['SANDBOX_OUTPUT'], 'w').write('done')"]);
+    let command = json!([
+        "python3",
+        "-c",
+        "import time, os; time.sleep(4); open(os.environ['SANDBOX_OUTPUT'], 'w').write('done')"
+    ]);
     let spec = |seconds: i64| json!({"policyRef": {"name": "runc"}, "command": command, "ttlSecondsAfterFinished": seconds});
 
     // Before it is seen.
@@ -37,7 +49,12 @@ async fn a_run_ends_the_same_whenever_the_operator_is_killed() {
     harness.sandbox("unseen", spec(3600)).await.unwrap();
     // While its pod starts.
     harness.sandbox("starting", spec(3600)).await.unwrap();
-    harness.eventually("a pod", || async { Ok(harness.pods_of("starting").await?.into_iter().next()) }).await.unwrap();
+    harness
+        .eventually("a pod", || async {
+            Ok(harness.pods_of("starting").await?.into_iter().next())
+        })
+        .await
+        .unwrap();
     kill_operator(&harness).await;
     // While it runs.
     harness.running("starting").await.unwrap();
@@ -47,26 +64,44 @@ async fn a_run_ends_the_same_whenever_the_operator_is_killed() {
     harness.sandbox("ending", spec(3600)).await.unwrap();
     harness.running("ending").await.unwrap();
     kill_operator(&harness).await;
-    harness.eventually("the end of the pod", || async {
-        let pods = harness.pods_of("ending").await?;
-        Ok(pods.into_iter().find(|pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded")))
-    }).await.unwrap();
+    harness
+        .eventually("the end of the pod", || async {
+            let pods = harness.pods_of("ending").await?;
+            Ok(pods
+                .into_iter()
+                .find(|pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded")))
+        })
+        .await
+        .unwrap();
     kill_operator(&harness).await;
     // While its TTL runs.
     harness.sandbox("expiring", spec(2)).await.unwrap();
     harness.finished("expiring").await.unwrap();
     kill_operator(&harness).await;
-    harness.when("expiring", "expiry", |s| is(s, types::EXPIRED, "True")).await.unwrap();
+    harness
+        .when("expiring", "expiry", |s| is(s, types::EXPIRED, "True"))
+        .await
+        .unwrap();
     harness.without_pods("expiring").await.unwrap();
 
     for name in ["unseen", "starting", "ending", "expiring"] {
         let status = harness.finished(name).await.unwrap();
         let result = status.result.unwrap();
-        assert_eq!((result.reason, result.exit_code, result.output.as_deref()), (Some(Reason::Completed), Some(0), Some("done")), "{name}");
-        assert!(harness.pods_of(name).await.unwrap().len() <= 1, "{name}: at most one pod");
+        assert_eq!(
+            (result.reason, result.exit_code, result.output.as_deref()),
+            (Some(Reason::Completed), Some(0), Some("done")),
+            "{name}"
+        );
+        assert!(
+            harness.pods_of(name).await.unwrap().len() <= 1,
+            "{name}: at most one pod"
+        );
     }
     let made = pods_made(&harness);
-    assert!(made.values().all(|count| *count == 1), "one pod for each run: {made:?}");
+    assert!(
+        made.values().all(|count| *count == 1),
+        "one pod for each run: {made:?}"
+    );
     harness.finish().await.unwrap();
 }
 
@@ -74,8 +109,13 @@ async fn a_run_ends_the_same_whenever_the_operator_is_killed() {
 fn pods_made(harness: &Harness) -> BTreeMap<String, usize> {
     let mut made = BTreeMap::new();
     for entry in operator_writes(harness) {
-        if entry["verb"] == "create" && entry["objectRef"]["resource"] == "pods" && entry["responseStatus"]["code"] == 201 {
-            *made.entry(entry["objectRef"]["name"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        if entry["verb"] == "create"
+            && entry["objectRef"]["resource"] == "pods"
+            && entry["responseStatus"]["code"] == 201
+        {
+            *made
+                .entry(entry["objectRef"]["name"].as_str().unwrap_or_default().to_owned())
+                .or_default() += 1;
         }
     }
     made
@@ -85,9 +125,15 @@ fn pods_made(harness: &Harness) -> BTreeMap<String, usize> {
 fn operator_writes(harness: &Harness) -> Vec<Value> {
     let text = std::fs::read_to_string(harness.cluster.audit_log()).unwrap();
     text.lines()
-        .filter(|line| line.contains("system:serviceaccount:agentsandbox-system:agentsandbox-operator") && line.contains(&harness.namespace))
+        .filter(|line| {
+            line.contains("system:serviceaccount:agentsandbox-system:agentsandbox-operator")
+                && line.contains(&harness.namespace)
+        })
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|entry| entry["stage"] == "ResponseComplete" && entry["objectRef"]["namespace"] == harness.namespace.as_str())
+        .filter(|entry| {
+            entry["stage"] == "ResponseComplete"
+                && entry["objectRef"]["namespace"] == harness.namespace.as_str()
+        })
         .collect()
 }
 
@@ -99,18 +145,34 @@ async fn a_run_costs_at_most_six_writes() {
     for (name, seconds, bound) in [("fast", "0", 6), ("slow", "5", 7)] {
         let before = operator_writes(&harness).len();
         harness.sandbox(name, json!({"policyRef": {"name": "runc"}, "command": ["sleep", seconds], "ttlSecondsAfterFinished": 1})).await.unwrap();
-        harness.when(name, "expiry", |s| is(s, types::EXPIRED, "True")).await.unwrap();
+        harness
+            .when(name, "expiry", |s| is(s, types::EXPIRED, "True"))
+            .await
+            .unwrap();
         harness.without_pods(name).await.unwrap();
         let writes: Vec<String> = operator_writes(&harness)
             .split_off(before)
             .iter()
-            .map(|entry| format!("{} {}/{}", entry["verb"].as_str().unwrap_or_default(), entry["objectRef"]["resource"].as_str().unwrap_or_default(), entry["objectRef"]["subresource"].as_str().unwrap_or_default()))
+            .map(|entry| {
+                format!(
+                    "{} {}/{}",
+                    entry["verb"].as_str().unwrap_or_default(),
+                    entry["objectRef"]["resource"].as_str().unwrap_or_default(),
+                    entry["objectRef"]["subresource"].as_str().unwrap_or_default()
+                )
+            })
             .collect();
         let (objects, events): (Vec<&String>, Vec<&String>) = writes
             .iter()
-            .filter(|write| write.contains("pods/") || write.contains("agentsandboxes/") || write.contains("events/"))
+            .filter(|write| {
+                write.contains("pods/") || write.contains("agentsandboxes/") || write.contains("events/")
+            })
             .partition(|write| !write.contains("events/"));
-        println!("{name}: {} writes {objects:?}, {} events", objects.len(), events.len());
+        println!(
+            "{name}: {} writes {objects:?}, {} events",
+            objects.len(),
+            events.len()
+        );
         // The marking of the expiry comes after the run and its cleaning up; a fast run needs no `ready`.
         assert!(objects.len() <= bound, "{objects:?}");
         assert!(events.len() <= 2, "{events:?}");
@@ -122,13 +184,29 @@ async fn a_run_costs_at_most_six_writes() {
 async fn the_operator_never_writes_spec_or_metadata_of_a_users_object() {
     let harness = Harness::start("no-spec").await.unwrap();
     harness.usual_policies().await.unwrap();
-    harness.sandbox("job", json!({"policyRef": {"name": "runc"}, "command": ["true"], "ttlSecondsAfterFinished": 0})).await.unwrap();
-    harness.when("job", "expiry", |s| is(s, types::EXPIRED, "True")).await.unwrap();
+    harness
+        .sandbox(
+            "job",
+            json!({"policyRef": {"name": "runc"}, "command": ["true"], "ttlSecondsAfterFinished": 0}),
+        )
+        .await
+        .unwrap();
+    harness
+        .when("job", "expiry", |s| is(s, types::EXPIRED, "True"))
+        .await
+        .unwrap();
     let sandbox = harness.api::<AgentSandbox>().get("job").await.unwrap();
     assert!(sandbox.metadata.finalizers.is_none());
     let managers = sandbox.metadata.managed_fields.unwrap();
-    let ours: Vec<_> = managers.iter().filter(|entry| entry.manager.as_deref() == Some("agentsandbox-operator")).collect();
+    let ours: Vec<_> = managers
+        .iter()
+        .filter(|entry| entry.manager.as_deref() == Some("agentsandbox-operator"))
+        .collect();
     assert!(!ours.is_empty());
-    assert!(ours.iter().all(|entry| entry.subresource.as_deref() == Some("status")), "{ours:?}");
+    assert!(
+        ours.iter()
+            .all(|entry| entry.subresource.as_deref() == Some("status")),
+        "{ours:?}"
+    );
     harness.finish().await.unwrap();
 }

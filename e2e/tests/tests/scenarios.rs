@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 
-async fn apply(harness: &Harness, manifest: &str) {
+fn apply(harness: &Harness, manifest: &str) {
     let path = repository().join("examples").join(manifest);
     harness
         .kubectl(&["apply", "-f", &path.to_string_lossy()])
@@ -23,8 +23,8 @@ async fn check(sandbox: &str) {
         .find(|scenario| scenario.sandbox == sandbox)
         .unwrap();
     let harness = Harness::start(sandbox).await.unwrap();
-    apply(&harness, "00-policies.yaml").await;
-    apply(&harness, scenario.manifest).await;
+    apply(&harness, "00-policies.yaml");
+    apply(&harness, scenario.manifest);
     if sandbox == "pod-deleted" {
         harness.running(sandbox).await.unwrap();
         let pod = name_of(&harness.pods_of(sandbox).await.unwrap()[0]);
@@ -92,7 +92,7 @@ async fn every_way_out_is_silent() {
         .await
         .unwrap();
     let address = dns.items.into_iter().find_map(|pod| pod.status?.pod_ip).unwrap();
-    apply(&harness, "00-policies.yaml").await;
+    apply(&harness, "00-policies.yaml");
     let text = std::fs::read_to_string(repository().join("examples/03-exfiltration.yaml")).unwrap();
     let file = std::env::temp_dir().join(format!("{}.yaml", harness.namespace));
     std::fs::write(&file, text.replace("10.244.0.2", &address)).unwrap();
@@ -113,7 +113,7 @@ async fn every_way_out_is_silent() {
 #[tokio::test]
 async fn pods_of_good_and_failed_runs_go_after_their_own_times_and_verdicts_stay() {
     let harness = Harness::start("ttl").await.unwrap();
-    apply(&harness, "11-ttl.yaml").await;
+    apply(&harness, "11-ttl.yaml");
     for (name, seconds) in [("ttl-good", 5), ("ttl-failed", 15)] {
         let status = harness.finished(name).await.unwrap();
         let kept = status

@@ -13,7 +13,10 @@ use sandbox_operator::build::short_hash;
 use serde_json::{Value, json};
 
 async fn result(harness: &Harness, name: &str, policy: &str, command: Value) -> RunResult {
-    harness.sandbox(name, json!({"policyRef": {"name": policy}, "command": command})).await.unwrap();
+    harness
+        .sandbox(name, json!({"policyRef": {"name": policy}, "command": command}))
+        .await
+        .unwrap();
     harness.finished(name).await.unwrap().result.unwrap()
 }
 
@@ -29,17 +32,34 @@ async fn a_command_can_neither_forge_nor_silence_its_record() {
     for policy in ["runc", "gvisor"] {
         let code = format!("open('/dev/termination-log', 'w').write('{forged}'); raise SystemExit(3)");
         let forging = result(&harness, &format!("forge-{policy}"), policy, python(&code)).await;
-        assert_eq!((forging.reason, forging.exit_code), (Some(Reason::NonZeroExit), Some(3)), "{policy}");
+        assert_eq!(
+            (forging.reason, forging.exit_code),
+            (Some(Reason::NonZeroExit), Some(3)),
+            "{policy}"
+        );
 
         // Process 1 believes signals only from outside its pid namespace.
         let kill = "import os, signal, time\nfor s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL):\n  os.kill(1, s)\ntime.sleep(1)\nopen(os.environ['SANDBOX_OUTPUT'], 'w').write('alive')";
         let killing = result(&harness, &format!("kill-{policy}"), policy, python(kill)).await;
-        assert_eq!((killing.reason, killing.output.as_deref()), (Some(Reason::Completed), Some("alive")), "{policy}: {killing:?}");
+        assert_eq!(
+            (killing.reason, killing.output.as_deref()),
+            (Some(Reason::Completed), Some("alive")),
+            "{policy}: {killing:?}"
+        );
 
         // Nobody else can take the recorder's ports, nor speak to it as the supervisor.
         let ports = "import socket, os\nfound = []\nfor p in (49871, 49872):\n  s = socket.socket()\n  try:\n    s.bind(('0.0.0.0', p)); s.listen(); found.append(f'bound {p}')\n  except OSError: pass\n  c = socket.socket(); c.settimeout(1)\n  try:\n    c.connect(('127.0.0.1', 49871)); found.append('connected')\n  except OSError: pass\nopen(os.environ['SANDBOX_OUTPUT'], 'w').write(','.join(f for f in found if f != 'bound 49871'))";
         let taking = result(&harness, &format!("ports-{policy}"), policy, python(ports)).await;
-        assert!(taking.output.as_deref().unwrap_or_default().replace("connected", "").trim_matches(',').is_empty(), "{policy}: {taking:?}");
+        assert!(
+            taking
+                .output
+                .as_deref()
+                .unwrap_or_default()
+                .replace("connected", "")
+                .trim_matches(',')
+                .is_empty(),
+            "{policy}: {taking:?}"
+        );
     }
     harness.finish().await.unwrap();
 }
@@ -77,16 +97,37 @@ async fn a_pod_that_is_changed_during_its_run_ends_it() {
     let harness = Harness::start("tamper").await.unwrap();
     harness.usual_policies().await.unwrap();
     for name in ["relabelled", "debugged"] {
-        harness.sandbox(name, json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]})).await.unwrap();
+        harness
+            .sandbox(
+                name,
+                json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]}),
+            )
+            .await
+            .unwrap();
         harness.running(name).await.unwrap();
     }
     let pod = |pods: Vec<Pod>| name_of(&pods[0]);
     let relabelled = pod(harness.pods_of("relabelled").await.unwrap());
-    harness.patch::<Pod>(&relabelled, json!({"metadata": {"labels": {"agentsandbox.dev/policy": "other"}}})).await.unwrap();
+    harness
+        .patch::<Pod>(
+            &relabelled,
+            json!({"metadata": {"labels": {"agentsandbox.dev/policy": "other"}}}),
+        )
+        .await
+        .unwrap();
     let debugged = pod(harness.pods_of("debugged").await.unwrap());
     let intruder = json!({"spec": {"ephemeralContainers": [{"name": "intruder", "image": "agent-sandbox.local/testtool:dev", "args": ["exit", "0"],
         "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}});
-    harness.api::<Pod>().patch_subresource("ephemeralcontainers", &debugged, &kube::api::PatchParams::default(), &kube::api::Patch::Strategic(intruder)).await.unwrap();
+    harness
+        .api::<Pod>()
+        .patch_subresource(
+            "ephemeralcontainers",
+            &debugged,
+            &kube::api::PatchParams::default(),
+            &kube::api::Patch::Strategic(intruder),
+        )
+        .await
+        .unwrap();
     for name in ["relabelled", "debugged"] {
         let found = harness.finished(name).await.unwrap().result.unwrap();
         assert_eq!(found.reason, Some(Reason::PodMutated), "{name}: {found:?}");
@@ -98,14 +139,23 @@ async fn a_pod_that_is_changed_during_its_run_ends_it() {
 async fn a_foreign_pod_of_the_name_that_a_run_needs_is_no_run() {
     let harness = Harness::start("conflict").await.unwrap();
     harness.usual_policies().await.unwrap();
-    let sandbox = harness.sandbox("job", json!({"policyRef": {"name": "runc"}, "command": ["true"], "suspend": true})).await.unwrap();
+    let sandbox = harness
+        .sandbox(
+            "job",
+            json!({"policyRef": {"name": "runc"}, "command": ["true"], "suspend": true}),
+        )
+        .await
+        .unwrap();
     let name = format!("job-{}", short_hash(&format!("{}/", sandbox.uid().unwrap())));
     let pod: Pod = serde_json::from_value(json!({"metadata": {"name": name}, "spec": {
         "restartPolicy": "Never", "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{"name": "main", "image": "agent-sandbox.local/testtool:dev", "imagePullPolicy": "Never", "args": ["exit", "0"],
             "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}})).unwrap();
     harness.api().create(&PostParams::default(), &pod).await.unwrap();
-    harness.patch::<AgentSandbox>("job", json!({"spec": {"suspend": false}})).await.unwrap();
+    harness
+        .patch::<AgentSandbox>("job", json!({"spec": {"suspend": false}}))
+        .await
+        .unwrap();
     let status = harness.finished("job").await.unwrap();
     assert_eq!(reason_of(&status, types::SUCCEEDED), Reason::PodConflict.as_str());
     harness.finish().await.unwrap();
@@ -119,7 +169,13 @@ async fn text_of_the_sandbox_is_made_harmless_or_left_out() {
     let shown = result(&harness, "shown", "gvisor", python(code)).await;
     assert_eq!(shown.output.as_deref(), Some("red turned"));
     assert!(shown.message.unwrap().ends_with(": bad"));
-    harness.sandbox("hidden", json!({"policyRef": {"name": "gvisor"}, "command": python(code), "result": {"capture": "None"}})).await.unwrap();
+    harness
+        .sandbox(
+            "hidden",
+            json!({"policyRef": {"name": "gvisor"}, "command": python(code), "result": {"capture": "None"}}),
+        )
+        .await
+        .unwrap();
     let hidden = harness.finished("hidden").await.unwrap().result.unwrap();
     assert_eq!(hidden.output, None);
     assert!(!hidden.message.unwrap().contains("bad"));
@@ -130,22 +186,44 @@ async fn text_of_the_sandbox_is_made_harmless_or_left_out() {
 async fn rights_are_as_small_as_the_manifests_say() {
     let harness = Harness::start("rights").await.unwrap();
     let operator = "--as=system:serviceaccount:agentsandbox-system:agentsandbox-operator";
-    harness.kubectl(&["create", "rolebinding", "jane", "--clusterrole=edit", "--user=jane"]).unwrap();
+    harness
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "jane",
+            "--clusterrole=edit",
+            "--user=jane",
+        ])
+        .unwrap();
     for (verb, what, who, allowed) in [
         ("get", "secrets", operator, false),
         ("list", "secrets", operator, false),
         ("create", "pods/exec", operator, false),
         ("update", "agentsandboxes.agentsandbox.dev", operator, false),
         ("patch", "agentsandboxes.agentsandbox.dev", operator, false),
-        ("create", "rolebindings.rbac.authorization.k8s.io", operator, false),
+        (
+            "create",
+            "rolebindings.rbac.authorization.k8s.io",
+            operator,
+            false,
+        ),
         ("create", "pods", operator, true),
         ("create", "agentsandboxes.agentsandbox.dev", "--as=jane", true),
         ("create", "sandboxpolicies.agentsandbox.dev", "--as=jane", false),
         ("update", "sandboxpolicies.agentsandbox.dev", "--as=jane", false),
-        ("update", "agentsandboxes.agentsandbox.dev/status", "--as=jane", false),
+        (
+            "update",
+            "agentsandboxes.agentsandbox.dev/status",
+            "--as=jane",
+            false,
+        ),
     ] {
         let said = harness.kubectl(&["auth", "can-i", verb, what, who]);
-        assert_eq!(said.is_ok_and(|said| said.trim() == "yes"), allowed, "{who} {verb} {what}");
+        assert_eq!(
+            said.is_ok_and(|said| said.trim() == "yes"),
+            allowed,
+            "{who} {verb} {what}"
+        );
     }
     harness.finish().await.unwrap();
 }
@@ -155,12 +233,30 @@ async fn every_run_has_a_user_of_its_own_and_root_needs_a_vm() {
     let harness = Harness::start("users").await.unwrap();
     harness.usual_policies().await.unwrap();
     let code = "import os; open(os.environ['SANDBOX_OUTPUT'], 'w').write(str(os.getuid()))";
-    let one = result(&harness, "one", "runc", python(code)).await.output.unwrap();
-    let other = result(&harness, "other", "runc", python(code)).await.output.unwrap();
+    let one = result(&harness, "one", "runc", python(code))
+        .await
+        .output
+        .unwrap();
+    let other = result(&harness, "other", "runc", python(code))
+        .await
+        .output
+        .unwrap();
     assert_ne!(one, other);
     assert!(one.parse::<u32>().unwrap() >= 1_000_000_000);
-    let policy = harness.policy("root", json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container", "allowRoot": true}})).await.unwrap();
-    let ready = policy.status.unwrap().conditions.into_iter().find(|c| c.type_ == types::READY).unwrap();
+    let policy = harness
+        .policy(
+            "root",
+            json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container", "allowRoot": true}}),
+        )
+        .await
+        .unwrap();
+    let ready = policy
+        .status
+        .unwrap()
+        .conditions
+        .into_iter()
+        .find(|c| c.type_ == types::READY)
+        .unwrap();
     assert_eq!(ready.status, "False");
     assert!(ready.message.contains("allowRoot"));
     harness.finish().await.unwrap();

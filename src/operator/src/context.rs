@@ -123,6 +123,7 @@ impl RequestError {
 
 impl Context {
     /// Starts every watch but the two that drive the controllers; see [`Context::synced`] for when all are warm.
+    #[allow(clippy::too_many_lines)] // one paragraph per watch and whom it wakes
     pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> (Arc<Self>, Triggers) {
         let any = watcher::Config::default;
         let ours = || any().labels(&crate::sandbox::status::managed_selector());
@@ -223,9 +224,9 @@ impl Context {
             shared.unfinished_in(&namespace, |_| true).for_each(|sandbox| {
                 let _ = send.unbounded_send(sandbox);
             });
-            owner_policy(&policy).into_iter().for_each(|owner| {
+            if let Some(owner) = owner_policy(&policy) {
                 let _ = policies_of.unbounded_send(owner);
-            });
+            }
         });
         let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
         drive(quota_stream, move |quota| {
@@ -235,9 +236,9 @@ impl Context {
                 .for_each(|next| {
                     let _ = send.unbounded_send(next);
                 });
-            owner_policy(&quota).into_iter().for_each(|owner| {
+            if let Some(owner) = owner_policy(&quota) {
                 let _ = policies_of.unbounded_send(owner);
-            });
+            }
         });
         let (send, shared) = (to_sandboxes.clone(), context.clone());
         drive(class_stream, move |_| {
@@ -383,6 +384,7 @@ impl Context {
 }
 
 /// The API of a kind in the namespaces that the operator watches.
+#[must_use]
 pub fn scoped<K>(client: &Client, config: &Config) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,

@@ -268,7 +268,7 @@ mod tests {
         renewal: Duration::from_millis(50),
         look: Duration::from_millis(20),
         attempt: Duration::from_millis(300),
-        give_up: Duration::from_millis(1_000),
+        give_up: Duration::from_secs(1),
     };
 
     /// An API server that knows one Lease and compares resource versions; it can stop answering.

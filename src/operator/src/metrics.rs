@@ -160,7 +160,7 @@ impl Metrics {
         self.0.leader.set(i64::from(leads));
     }
 
-    /// All metrics as OpenMetrics text.
+    /// All metrics in the text format of `OpenMetrics`.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut text = String::new();

@@ -204,6 +204,6 @@ fn signals() -> std::io::Result<watch::Receiver<bool>> {
 async fn told(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|told| *told).await.is_err() {
         // Whoever could have told is gone without having done so.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

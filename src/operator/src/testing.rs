@@ -31,6 +31,7 @@ pub fn sandbox(spec: Value) -> AgentSandbox {
 }
 
 /// A policy with this spec.
+#[allow(clippy::needless_pass_by_value)] // reads better at the calls
 pub fn policy(spec: Value) -> SandboxPolicy {
     serde_json::from_value(json!({
         "apiVersion": "agentsandbox.dev/v1alpha1", "kind": "SandboxPolicy",

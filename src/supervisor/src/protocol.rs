@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn an_endless_line_and_nonsense_break_the_connection() {
         let (mut one, mut other) = pair(100);
-        one.stream.write_all(&[b'x'; 20_000]).unwrap();
+        one.stream.write_all(&vec![b'x'; 20_000]).unwrap();
         assert!(matches!(wait(&mut other), Received::Broken));
         let (mut one, mut other) = pair(100);
         one.stream.write_all(b"{nonsense\n").unwrap();

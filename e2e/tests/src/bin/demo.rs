@@ -138,7 +138,7 @@ async fn apply(harness: &Harness, manifest: &str) -> Result<(), HarnessError> {
 async fn check_ttl(harness: &Harness) -> Result<String, HarnessError> {
     let begun = Instant::now();
     let mut gone: [Option<Duration>; 2] = [None; 2];
-    while gone.iter().any(Option::is_none) && begun.elapsed() < Duration::from_secs(60) {
+    while gone.iter().any(Option::is_none) && begun.elapsed() < Duration::from_mins(1) {
         for (index, name) in ["ttl-good", "ttl-failed"].iter().enumerate() {
             if gone[index].is_none() && harness.pods_of(name).await?.is_empty() {
                 gone[index] = Some(begun.elapsed());

@@ -135,7 +135,7 @@ mod tests {
         ])
     }
 
-    fn policy(spec: serde_json::Value) -> NetworkPolicy {
+    fn policy(spec: &serde_json::Value) -> NetworkPolicy {
         serde_json::from_value(json!({"metadata": {"name": "foreign"}, "spec": spec})).unwrap()
     }
 
@@ -169,7 +169,7 @@ mod tests {
             ),
         ];
         for (spec, expected) in table {
-            assert_eq!(widens(&policy(spec.clone()), &labels()), expected, "{spec}");
+            assert_eq!(widens(&policy(&spec), &labels()), expected, "{spec}");
         }
     }
 
@@ -181,7 +181,9 @@ mod tests {
         live.spec.as_mut().unwrap().policy_types = Some(vec!["Ingress".into()]);
         assert!(!stands(&live, &built));
         let mut opened = built.clone();
-        opened.spec.as_mut().unwrap().egress = Some(vec![Default::default()]);
+        opened.spec.as_mut().unwrap().egress = Some(vec![
+            k8s_openapi::api::networking::v1::NetworkPolicyEgressRule::default(),
+        ]);
         assert!(!stands(&opened, &built));
     }
 }

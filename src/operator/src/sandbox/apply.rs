@@ -193,7 +193,7 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
     for action in &decision.after {
         match (action, &world.pod) {
             (Action::DeletePod, PodState::Present(pod)) => {
-                delete(world, &pod.name, &pod.uid, None, context).await?
+                delete(world, &pod.name, &pod.uid, None, context).await?;
             }
             (Action::ReleasePod, PodState::Present(pod)) => {
                 release(&pods(world, context), &pod.name, &pod.uid, context).await?;
@@ -312,7 +312,7 @@ pub async fn release(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -
         return Ok(());
     };
     let path = format!("/metadata/finalizers/{index}");
-    let patch: Patch<()> = Patch::Json(
+    let removal: Patch<()> = Patch::Json(
         serde_json::from_value(json!([
             {"op": "test", "path": path, "value": names::FINALIZER_RESULT},
             {"op": "remove", "path": path},
@@ -325,7 +325,7 @@ pub async fn release(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -
                 "patch",
                 "Pod",
                 name,
-                api.patch(name, &PatchParams::default(), &patch),
+                api.patch(name, &PatchParams::default(), &removal),
             )
             .await,
     )

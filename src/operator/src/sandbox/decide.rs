@@ -199,7 +199,7 @@ pub fn decide(world: &World<'_>) -> Decision {
     match &world.pod {
         PodState::OfEarlierRun { .. } => stay(
             world,
-            Stage::Held {
+            &Stage::Held {
                 reason: reasons::PREVIOUS_RUN_ENDING,
                 message: "the pod of the previous run is going away".to_owned(),
             },
@@ -231,10 +231,10 @@ fn after_the_end(world: &World<'_>) -> Option<Decision> {
     let (mut after, mut wake) = (Vec::new(), None);
     let expires = expiration(world, &next);
     next.expiration_time = expires.map(Into::into);
-    let expired = expires.is_none_or(|time| time <= world.now);
+    let is_over = expires.is_none_or(|time| time <= world.now);
     match &world.pod {
         PodState::Present(pod) if pod.has_ended() || world.node.is_none() => {
-            if expired && pod.deleted.is_none() {
+            if is_over && pod.deleted.is_none() {
                 after.push(Action::DeletePod);
             }
             if pod.held {
@@ -246,7 +246,7 @@ fn after_the_end(world: &World<'_>) -> Option<Decision> {
         PodState::OfEarlierRun { .. } => after.push(Action::RemoveEarlierPod),
         PodState::Absent => {}
     }
-    if expired && (matches!(world.pod, PodState::Absent) || after.contains(&Action::DeletePod)) {
+    if is_over && (matches!(world.pod, PodState::Absent) || after.contains(&Action::DeletePod)) {
         status::expire(&mut next, world.now);
         if deletes_sandbox(world, &mut next) {
             after.push(Action::DeleteSandbox);
@@ -293,7 +293,7 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
     let stage = current_stage(world, pod);
     if pod.deleted.is_some() {
         let wake = until_after(pod.deleted, ending_seconds(world), world.now);
-        return stay(world, stage, Vec::new(), Some(wake));
+        return stay(world, &stage, Vec::new(), Some(wake));
     }
     if let Some((reason, message)) = creation_trouble
         .map(|why| (Reason::PodMutated, why))
@@ -301,13 +301,13 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
     {
         return stay(
             world,
-            stage,
+            &stage,
             vec![Action::EndPod(reason, message)],
             Some(Duration::from_secs(5)),
         );
     }
     let wake = next_deadline(world, pod);
-    stay(world, stage, Vec::new(), Some(wake))
+    stay(world, &stage, Vec::new(), Some(wake))
 }
 
 /// The reason, if any, for which the operator must end this run now.
@@ -522,7 +522,7 @@ fn reject(world: &World<'_>, rejection: &Rejection) -> Decision {
 fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool) -> Decision {
     stay(
         world,
-        Stage::Waiting {
+        &Stage::Waiting {
             reason,
             message,
             stalled,
@@ -535,16 +535,16 @@ fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool)
 fn hold(world: &World<'_>, reason: &'static str, message: String) -> Decision {
     stay(
         world,
-        Stage::Held { reason, message },
+        &Stage::Held { reason, message },
         Vec::new(),
         Some(WAITING_RECHECK),
     )
 }
 
-fn stay(world: &World<'_>, stage: Stage, before: Vec<Action>, wake: Option<Duration>) -> Decision {
+fn stay(world: &World<'_>, stage: &Stage, before: Vec<Action>, wake: Option<Duration>) -> Decision {
     Decision {
         before,
-        status: status::compose(world, &stage),
+        status: status::compose(world, stage),
         after: Vec::new(),
         wake,
     }

@@ -96,9 +96,8 @@ fn policy_view(policy: Option<&SandboxPolicy>, name: &str, context: &Context) ->
             }
             (&policy.spec, policy.metadata.generation.unwrap_or_default())
         }
-        Some(_) => return PolicyView::Missing,
         None if name == "default" => (&built_in, 0),
-        None => return PolicyView::Missing,
+        Some(_) | None => return PolicyView::Missing,
     };
     match valid::validate(spec, &context.config) {
         Ok(valid) => PolicyView::Valid {

@@ -78,7 +78,7 @@ pub struct Expected<'a> {
 #[must_use]
 pub fn judge(view: &PodView, expected: Expected<'_>, now: Timestamp) -> Verdict {
     match own_record(view, expected) {
-        Ok(record) => from_record(view, record, expected, now),
+        Ok(record) => from_record(view, &record, expected, now),
         Err(doubt) => without_record(view, &doubt, now),
     }
 }
@@ -99,12 +99,12 @@ fn own_record(view: &PodView, expected: Expected<'_>) -> Result<CompletionRecord
     Ok(record)
 }
 
-fn from_record(view: &PodView, record: CompletionRecord, expected: Expected<'_>, now: Timestamp) -> Verdict {
+fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>, now: Timestamp) -> Verdict {
     let ended_at = timestamp(record.ended_at_ms)
         .or_else(|| finished_at(view))
         .unwrap_or(now);
-    let (level, contradiction) = checked_level(&record, expected);
-    let (reason, message) = contradiction.unwrap_or_else(|| record_reason(view, &record));
+    let (level, contradiction) = checked_level(record, expected);
+    let (reason, message) = contradiction.unwrap_or_else(|| record_reason(view, record));
     let keeps_result = reason == record.reason || matches!(reason, Reason::OomKilled);
     let mut message = message;
     if !reason.is_success() && !record.stderr_tail.is_empty() {

@@ -482,6 +482,6 @@ fn has_term(signals: &Signals) -> bool {
 /// The recorder never exits before it is asked to: an end of its own would be taken for the run's.
 fn wait_for_term(signals: &Signals) {
     while !has_term(signals) {
-        sys::wait_readable(&[signals.as_fd()], Duration::from_secs(60));
+        sys::wait_readable(&[signals.as_fd()], Duration::from_mins(1));
     }
 }

@@ -28,7 +28,7 @@ use usage::Meter;
 /// How long the recorder may take to listen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the recorder may take to decide: it bounds its own probe far below this.
-const GO_TIMEOUT: Duration = Duration::from_secs(600);
+const GO_TIMEOUT: Duration = Duration::from_mins(10);
 /// From the polite signal to the last one.
 const GRACE: Duration = Duration::from_secs(2);
 /// How often the run's use is looked at.
@@ -56,7 +56,7 @@ pub fn run() -> i32 {
         return no_go("the recorder is gone");
     }
     match await_go(&mut channel, &signals) {
-        Ok(spec) => Run::new(*spec, signals, channel).to_the_end(),
+        Ok(spec) => Run::new(*spec, signals, channel).finish(),
         Err(why) => no_go(&why),
     }
 }
@@ -147,7 +147,7 @@ impl Run {
         }
     }
 
-    fn to_the_end(mut self) -> i32 {
+    fn finish(mut self) -> i32 {
         let prepared =
             files::write_all(&self.spec.files).and_then(|()| files::make_working_dir(&self.spec.working_dir));
         let started = match prepared {

@@ -34,7 +34,7 @@ impl Meter {
             sampled_memory: 0,
             sampled_processes: 0,
         };
-        meter.oom_kills_before = meter.oom_kills();
+        meter.oom_kills_before = Self::oom_kills();
         meter
     }
 
@@ -58,7 +58,7 @@ impl Meter {
 
     /// Whether the kernel killed for memory since the start.
     pub fn was_oom_killed(&self) -> bool {
-        self.oom_kills() > self.oom_kills_before
+        Self::oom_kills() > self.oom_kills_before
     }
 
     /// All figures; what can't be measured is absent.
@@ -110,7 +110,7 @@ impl Meter {
         }
     }
 
-    fn oom_kills(&self) -> u64 {
+    fn oom_kills() -> u64 {
         keyed("memory.events", "oom_kill")
             .or_else(|| keyed("memory/memory.oom_control", "oom_kill"))
             .unwrap_or_default()
