@@ -721,3 +721,7 @@ fn until(time: Timestamp, now: Timestamp) -> Duration {
 fn until_after(since: Option<Timestamp>, seconds: i64, now: Timestamp) -> Duration {
     until(since.unwrap_or(now) + SignedDuration::from_secs(seconds), now)
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,370 @@
+//! Tables and laws of [`super::decide`].
+
+use agentsandbox_api::condition::{reasons, types};
+use agentsandbox_api::isolation::IsolationLevel;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::run::{CompletionRecord, MeasuredUsage, ObservedIsolation, RECORD_VERSION};
+use agentsandbox_api::sandbox::{AgentSandbox, Phase};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::conditions::{find, is_true};
+use crate::policy::valid;
+use crate::sandbox::pod_view::{ContainerEnd, ContainerView};
+use crate::testing;
+
+const UID: &str = "11111111-2222-3333-4444-555555555555";
+
+fn created() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn policy_view(spec: serde_json::Value) -> PolicyView {
+    let valid = valid::validate(&testing::policy(spec).spec, &testing::config()).unwrap();
+    PolicyView::Valid { generation: 3, policy: Box::new(valid) }
+}
+
+fn world<'a>(sandbox: &'a AgentSandbox, config: &'a Config) -> World<'a> {
+    World {
+        sandbox,
+        identity: RunIdentity {
+            namespace: "ns".into(),
+            sandbox: "job".into(),
+            sandbox_uid: UID.into(),
+            run_id: sandbox.spec.run_id.clone(),
+            policy: "default".into(),
+        },
+        policy: policy_view(json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}})),
+        runtime_handler: Some("runsc".into()),
+        node_kernels: vec!["6.1.0".into()],
+        pod: PodState::Absent,
+        node: Some(NodeView { boot_id: "node".into(), kernel: "6.1.0".into(), ready: true }),
+        network: NetworkView::Closed,
+        inputs: Ok(()),
+        behind_in_queue: false,
+        creation: None,
+        config,
+        now: created() + SignedDuration::from_secs(60),
+    }
+}
+
+fn record(reason: Reason, exit_code: i32) -> String {
+    serde_json::to_string(&CompletionRecord {
+        version: RECORD_VERSION,
+        sandbox_uid: UID.into(),
+        pod_uid: "pod".into(),
+        run_id: String::new(),
+        started: true,
+        started_at_ms: Some(1_767_225_610_000),
+        ended_at_ms: Some(1_767_225_620_000),
+        reason,
+        exit_code: Some(exit_code),
+        signal: None,
+        message: String::new(),
+        stderr_tail: String::new(),
+        output: None,
+        isolation: Some(ObservedIsolation {
+            level: IsolationLevel::UserspaceKernel,
+            kernel_release: "4.19.0-gvisor".into(),
+            boot_id: "guest".into(),
+        }),
+        network: None,
+        usage: MeasuredUsage::default(),
+    })
+    .unwrap()
+}
+
+fn live_pod() -> PodView {
+    PodView {
+        name: "job-x".into(),
+        uid: "pod".into(),
+        node: Some("node".into()),
+        created: Some(created()),
+        held: true,
+        phase: "Running".into(),
+        agent: ContainerView { running: true, started: true, ..ContainerView::default() },
+        recorder: ContainerView { running: true, ..ContainerView::default() },
+        ..PodView::default()
+    }
+}
+
+fn ended_pod(exit_code: i32, message: String) -> PodView {
+    let end = |exit_code, message| ContainerView {
+        ended: Some(ContainerEnd { exit_code, message, ..ContainerEnd::default() }),
+        ..ContainerView::default()
+    };
+    PodView { agent: end(exit_code, String::new()), recorder: end(0, message), ..live_pod() }
+}
+
+fn present(pod: PodView) -> PodState {
+    PodState::Present(Box::new(pod))
+}
+
+fn condition_reason(decision: &Decision, type_: &str) -> String {
+    find(&decision.status.conditions, type_).map(|condition| condition.reason.clone()).unwrap_or_default()
+}
+
+fn verdict(decision: &Decision) -> Option<Reason> {
+    decision.status.result.as_ref()?.reason
+}
+
+fn creates(decision: &Decision) -> bool {
+    decision.before.iter().any(|action| matches!(action, Action::CreatePod(..)))
+}
+
+#[test]
+fn what_keeps_a_sandbox_from_starting_is_said() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    type Change = fn(&mut World<'_>);
+    let table: [(Change, &str, &str); 8] = [
+        (|w| w.policy = PolicyView::Missing, types::ACCEPTED, reasons::POLICY_NOT_FOUND),
+        (|w| w.policy = PolicyView::NotReady("x".into()), types::ACCEPTED, reasons::POLICY_NOT_READY),
+        (|w| w.runtime_handler = None, types::ACCEPTED, reasons::RUNTIME_CLASS_NOT_FOUND),
+        (|w| w.inputs = Err("x".into()), types::ACCEPTED, reasons::INPUT_NOT_USABLE),
+        (|w| w.network = NetworkView::NotReady, types::ACCEPTED, reasons::NETWORK_NOT_READY),
+        (|w| w.network = NetworkView::Widened("x".into()), types::ACCEPTED, reasons::NETWORK_WIDENED),
+        (|w| w.behind_in_queue = true, types::READY, reasons::QUOTA_EXCEEDED),
+        (|w| w.creation = Some(Creation::Refused("x".into())), types::READY, reasons::POD_REFUSED),
+    ];
+    for (change, type_, reason) in table {
+        let mut world = world(&sandbox, &config);
+        change(&mut world);
+        let decision = decide(&world);
+        assert!(!creates(&decision), "{reason}");
+        assert_eq!(condition_reason(&decision, type_), reason);
+        assert!(!is_true(&decision.status.conditions, types::FINISHED), "{reason}");
+        assert!(decision.wake.is_some(), "{reason}: looked at again");
+    }
+    assert!(creates(&decide(&world(&sandbox, &config))));
+}
+
+#[test]
+fn what_ends_a_running_sandbox_has_its_reason() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let stopping = testing::sandbox(json!({"stop": true}));
+    type Change = fn(&mut World<'_>);
+    let table: [(&AgentSandbox, Change, Reason); 8] = [
+        (&stopping, |_| {}, Reason::Stopped),
+        (&sandbox, |w| w.policy = PolicyView::Missing, Reason::PolicyDeleted),
+        (&sandbox, |w| w.policy = policy_view(json!({"images": {"allow": ["other.io/x"]}})), Reason::PolicyRejected),
+        (&sandbox, |w| w.network = NetworkView::Widened("x".into()), Reason::NetworkNotIsolated),
+        (&sandbox, |w| w.now = created() + SignedDuration::from_hours(2), Reason::DeadlineExceeded),
+        (
+            &sandbox,
+            |w| {
+                w.now = created() + SignedDuration::from_secs(301);
+                w.pod = present(PodView { agent: ContainerView::default(), ..live_pod() });
+            },
+            Reason::StartTimeout,
+        ),
+        (
+            &sandbox,
+            |w| {
+                let waiting = Some(("InvalidImageName".into(), "x".into()));
+                w.pod = present(PodView { agent: ContainerView { waiting, ..ContainerView::default() }, ..live_pod() });
+            },
+            Reason::ImagePullFailed,
+        ),
+        (&sandbox, |w| w.pod = present(PodView { tampered: Some("x".into()), ..live_pod() }), Reason::PodMutated),
+    ];
+    for (sandbox, change, reason) in table {
+        let mut world = world(sandbox, &config);
+        world.pod = present(live_pod());
+        change(&mut world);
+        let decision = decide(&world);
+        let [Action::EndPod(cause, _)] = decision.before.as_slice() else { panic!("{reason}: {decision:?}") };
+        assert_eq!(*cause, reason);
+    }
+}
+
+#[test]
+fn the_finalizer_goes_only_after_the_verdict_is_written() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.pod = present(ended_pod(0, record(Reason::Completed, 0)));
+    let decision = decide(&world);
+    assert_eq!(verdict(&decision), Some(Reason::Completed));
+    assert!(decision.before.is_empty());
+    assert_eq!(decision.after, [Action::ReleasePod]);
+    assert!(is_true(&decision.status.conditions, types::READY));
+}
+
+#[test]
+fn a_pod_that_is_gone_is_lost_and_not_made_again() {
+    let config = testing::config();
+    let mut sandbox = testing::sandbox(json!({}));
+    let mut first = world(&sandbox, &config);
+    first.pod = present(live_pod());
+    let status = decide(&first).status;
+    assert_eq!(status.phase, Some(Phase::Running));
+    sandbox.status = Some(status);
+    let decision = decide(&world(&sandbox, &config));
+    assert!(!creates(&decision));
+    assert_eq!(verdict(&decision), Some(Reason::SandboxLost));
+}
+
+#[test]
+fn a_node_that_stopped_reporting_ends_the_run_without_taking_its_finalizer() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.now = created() + SignedDuration::from_hours(3);
+    world.node.as_mut().unwrap().ready = false;
+    world.pod = present(PodView { deleted: Some(created()), ..live_pod() });
+    let decision = decide(&world);
+    assert_eq!(verdict(&decision), Some(Reason::NodeLost));
+    assert!(!decision.after.contains(&Action::ReleasePod));
+}
+
+#[test]
+fn objects_that_a_gitops_tool_tracks_are_never_deleted() {
+    let config = testing::config();
+    for (tracked, deletes) in [(false, true), (true, false)] {
+        let mut sandbox = testing::sandbox(json!({"ttlSecondsAfterFinished": 0}));
+        if tracked {
+            let annotations = [("argocd.argoproj.io/tracking-id".to_owned(), "app".to_owned())];
+            sandbox.metadata.annotations = Some(annotations.into());
+        }
+        let mut world = world(&sandbox, &config);
+        world.policy = policy_view(json!({
+            "isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}, "cleanup": {"deleteSandbox": "AfterTTL"},
+        }));
+        world.pod = present(ended_pod(0, record(Reason::Completed, 0)));
+        let decision = decide(&world);
+        assert_eq!(decision.after.contains(&Action::DeleteSandbox), deletes, "tracked: {tracked}");
+    }
+}
+
+/// Anything a pod may look like.
+fn any_pod() -> impl Strategy<Value = PodView> {
+    let container = (any::<bool>(), any::<bool>(), proptest::option::of(0..256_i32), 0..2_i32, any::<bool>()).prop_map(
+        |(running, started, exit_code, restarts, with_record)| ContainerView {
+            running: running && exit_code.is_none(),
+            started: running && started && exit_code.is_none(),
+            restarts,
+            ended: exit_code.map(|exit_code| ContainerEnd {
+                exit_code,
+                message: if with_record { record(Reason::Completed, 0) } else { String::new() },
+                ..ContainerEnd::default()
+            }),
+            waiting: None,
+        },
+    );
+    let phases = prop_oneof![Just("Pending"), Just("Running"), Just("Succeeded"), Just("Failed"), Just("Unknown")];
+    (container.clone(), container, phases, any::<bool>(), any::<bool>()).prop_map(
+        |(agent, recorder, phase, deleted, held)| PodView {
+            agent,
+            recorder,
+            phase: phase.into(),
+            deleted: deleted.then(created),
+            held,
+            ..live_pod()
+        },
+    )
+}
+
+/// Anything the world may look like, as changes to the usual one.
+fn any_state() -> impl Strategy<Value = (Option<PodView>, u8, i64, bool, bool)> {
+    (proptest::option::of(any_pod()), 0..4_u8, 0..200_000_i64, any::<bool>(), any::<bool>())
+}
+
+fn varied<'a>(
+    sandbox: &'a AgentSandbox,
+    config: &'a Config,
+    (pod, policy, seconds, node, closed): (Option<PodView>, u8, i64, bool, bool),
+) -> World<'a> {
+    let mut world = world(sandbox, config);
+    world.pod = pod.map_or(PodState::Absent, present);
+    world.now = created() + SignedDuration::from_secs(seconds);
+    match policy {
+        0 => world.policy = PolicyView::Missing,
+        1 => world.policy = PolicyView::NotReady("x".into()),
+        _ => {}
+    }
+    if !node {
+        world.node = None;
+    }
+    if !closed {
+        world.network = NetworkView::Widened("x".into());
+    }
+    world
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// S1: a pod is made only where there is none and never was one, S2: and only behind a closed network.
+    #[test]
+    fn a_pod_is_made_only_once_and_behind_a_closed_network(state in any_state(), had_pod in any::<bool>()) {
+        let config = testing::config();
+        let mut sandbox = testing::sandbox(json!({}));
+        if had_pod {
+            let mut before = world(&sandbox, &config);
+            before.pod = present(live_pod());
+            sandbox.status = Some(decide(&before).status);
+        }
+        let world = varied(&sandbox, &config, state);
+        if creates(&decide(&world)) {
+            prop_assert!(world.pod == PodState::Absent && !had_pod && world.network == NetworkView::Closed);
+        }
+    }
+
+    /// S3 and S4: after a verdict no pod is made, and the verdict stays as it is; only `Expired` may change.
+    #[test]
+    fn a_verdict_is_final(first in any_pod(), state in any_state()) {
+        let config = testing::config();
+        let mut sandbox = testing::sandbox(json!({}));
+        let mut before = world(&sandbox, &config);
+        before.pod = present(PodView { deleted: None, ..first });
+        before.now = created() + SignedDuration::from_secs(1);
+        let status = decide(&before).status;
+        prop_assume!(status::is_finished(&status));
+        sandbox.status = Some(status.clone());
+        let after = decide(&varied(&sandbox, &config, state));
+        prop_assert!(!creates(&after));
+        prop_assert_eq!(&after.status.result, &status.result);
+        prop_assert_eq!(&after.status.usage, &status.usage);
+        prop_assert_eq!(after.status.completion_time.clone(), status.completion_time.clone());
+        for condition in status.conditions.iter().filter(|condition| condition.type_ != types::EXPIRED) {
+            prop_assert_eq!(find(&after.status.conditions, &condition.type_), Some(condition));
+        }
+    }
+
+    /// S5: success needs a record of this run with exit code 0, confirmed by the kubelet.
+    #[test]
+    fn success_needs_a_confirmed_record(state in any_state()) {
+        let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+        let world = varied(&sandbox, &config, state);
+        let decision = decide(&world);
+        if verdict(&decision).is_some_and(Reason::is_success) {
+            let PodState::Present(pod) = &world.pod else { return Err(TestCaseError::fail("success without a pod")) };
+            prop_assert!(pod.record().is_some_and(|record| record.exit_code == Some(0)));
+            prop_assert_eq!(pod.agent.ended.as_ref().map(|end| end.exit_code), Some(0));
+            prop_assert_eq!(pod.recorder.restarts, 0);
+        }
+    }
+
+    /// L1: once every deadline has passed, a sandbox with a pod is ended or being ended, whatever its pod says.
+    #[test]
+    fn no_run_outlives_its_deadlines(pod in any_pod(), closed in any::<bool>()) {
+        let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+        let world = varied(&sandbox, &config, (Some(pod), 3, 10_000, true, closed));
+        let decision = decide(&world);
+        let ending = decision.before.iter().any(|action| matches!(action, Action::EndPod(..)));
+        prop_assert!(ending || status::is_finished(&decision.status), "{:?}", decision);
+    }
+
+    /// L3: a decision taken again in the same world changes nothing, so that no write leads to another.
+    #[test]
+    fn deciding_again_changes_nothing(state in any_state()) {
+        let config = testing::config();
+        let sandbox = testing::sandbox(json!({}));
+        let first = decide(&varied(&sandbox, &config, state.clone()));
+        prop_assume!(!creates(&first));
+        let mut written = sandbox.clone();
+        written.status = Some(first.status.clone());
+        let second = decide(&varied(&written, &config, state));
+        prop_assert_eq!(second.status, first.status);
+    }
+}
