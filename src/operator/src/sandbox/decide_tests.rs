@@ -15,6 +15,9 @@ use crate::policy::valid;
 use crate::sandbox::pod_view::{ContainerEnd, ContainerView};
 use crate::testing;
 
+/// What a row of a table changes in the usual world.
+type Change = fn(&mut World<'_>);
+
 const UID: &str = "11111111-2222-3333-4444-555555555555";
 
 fn created() -> Timestamp {
@@ -23,7 +26,10 @@ fn created() -> Timestamp {
 
 fn policy_view(spec: serde_json::Value) -> PolicyView {
     let valid = valid::validate(&testing::policy(spec).spec, &testing::config()).unwrap();
-    PolicyView::Valid { generation: 3, policy: Box::new(valid) }
+    PolicyView::Valid {
+        generation: 3,
+        policy: Box::new(valid),
+    }
 }
 
 fn world<'a>(sandbox: &'a AgentSandbox, config: &'a Config) -> World<'a> {
@@ -36,11 +42,17 @@ fn world<'a>(sandbox: &'a AgentSandbox, config: &'a Config) -> World<'a> {
             run_id: sandbox.spec.run_id.clone(),
             policy: "default".into(),
         },
-        policy: policy_view(json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}})),
+        policy: policy_view(
+            json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}}),
+        ),
         runtime_handler: Some("runsc".into()),
         node_kernels: vec!["6.1.0".into()],
         pod: PodState::Absent,
-        node: Some(NodeView { boot_id: "node".into(), kernel: "6.1.0".into(), ready: true }),
+        node: Some(NodeView {
+            boot_id: "node".into(),
+            kernel: "6.1.0".into(),
+            ready: true,
+        }),
         network: NetworkView::Closed,
         inputs: Ok(()),
         behind_in_queue: false,
@@ -84,18 +96,33 @@ fn live_pod() -> PodView {
         created: Some(created()),
         held: true,
         phase: "Running".into(),
-        agent: ContainerView { running: true, started: true, ..ContainerView::default() },
-        recorder: ContainerView { running: true, ..ContainerView::default() },
+        agent: ContainerView {
+            running: true,
+            started: true,
+            ..ContainerView::default()
+        },
+        recorder: ContainerView {
+            running: true,
+            ..ContainerView::default()
+        },
         ..PodView::default()
     }
 }
 
 fn ended_pod(exit_code: i32, message: String) -> PodView {
     let end = |exit_code, message| ContainerView {
-        ended: Some(ContainerEnd { exit_code, message, ..ContainerEnd::default() }),
+        ended: Some(ContainerEnd {
+            exit_code,
+            message,
+            ..ContainerEnd::default()
+        }),
         ..ContainerView::default()
     };
-    PodView { agent: end(exit_code, String::new()), recorder: end(0, message), ..live_pod() }
+    PodView {
+        agent: end(exit_code, String::new()),
+        recorder: end(0, message),
+        ..live_pod()
+    }
 }
 
 fn present(pod: PodView) -> PodState {
@@ -103,7 +130,9 @@ fn present(pod: PodView) -> PodState {
 }
 
 fn condition_reason(decision: &Decision, type_: &str) -> String {
-    find(&decision.status.conditions, type_).map(|condition| condition.reason.clone()).unwrap_or_default()
+    find(&decision.status.conditions, type_)
+        .map(|condition| condition.reason.clone())
+        .unwrap_or_default()
 }
 
 fn verdict(decision: &Decision) -> Option<Reason> {
@@ -111,22 +140,56 @@ fn verdict(decision: &Decision) -> Option<Reason> {
 }
 
 fn creates(decision: &Decision) -> bool {
-    decision.before.iter().any(|action| matches!(action, Action::CreatePod(..)))
+    decision
+        .before
+        .iter()
+        .any(|action| matches!(action, Action::CreatePod(..)))
 }
 
 #[test]
 fn what_keeps_a_sandbox_from_starting_is_said() {
     let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
-    type Change = fn(&mut World<'_>);
     let table: [(Change, &str, &str); 8] = [
-        (|w| w.policy = PolicyView::Missing, types::ACCEPTED, reasons::POLICY_NOT_FOUND),
-        (|w| w.policy = PolicyView::NotReady("x".into()), types::ACCEPTED, reasons::POLICY_NOT_READY),
-        (|w| w.runtime_handler = None, types::ACCEPTED, reasons::RUNTIME_CLASS_NOT_FOUND),
-        (|w| w.inputs = Err("x".into()), types::ACCEPTED, reasons::INPUT_NOT_USABLE),
-        (|w| w.network = NetworkView::NotReady, types::ACCEPTED, reasons::NETWORK_NOT_READY),
-        (|w| w.network = NetworkView::Widened("x".into()), types::ACCEPTED, reasons::NETWORK_WIDENED),
-        (|w| w.behind_in_queue = true, types::READY, reasons::QUOTA_EXCEEDED),
-        (|w| w.creation = Some(Creation::Refused("x".into())), types::READY, reasons::POD_REFUSED),
+        (
+            |w| w.policy = PolicyView::Missing,
+            types::ACCEPTED,
+            reasons::POLICY_NOT_FOUND,
+        ),
+        (
+            |w| w.policy = PolicyView::NotReady("x".into()),
+            types::ACCEPTED,
+            reasons::POLICY_NOT_READY,
+        ),
+        (
+            |w| w.runtime_handler = None,
+            types::ACCEPTED,
+            reasons::RUNTIME_CLASS_NOT_FOUND,
+        ),
+        (
+            |w| w.inputs = Err("x".into()),
+            types::ACCEPTED,
+            reasons::INPUT_NOT_USABLE,
+        ),
+        (
+            |w| w.network = NetworkView::NotReady,
+            types::ACCEPTED,
+            reasons::NETWORK_NOT_READY,
+        ),
+        (
+            |w| w.network = NetworkView::Widened("x".into()),
+            types::ACCEPTED,
+            reasons::NETWORK_WIDENED,
+        ),
+        (
+            |w| w.behind_in_queue = true,
+            types::READY,
+            reasons::QUOTA_EXCEEDED,
+        ),
+        (
+            |w| w.creation = Some(Creation::Refused("x".into())),
+            types::READY,
+            reasons::POD_REFUSED,
+        ),
     ];
     for (change, type_, reason) in table {
         let mut world = world(&sandbox, &config);
@@ -144,18 +207,36 @@ fn what_keeps_a_sandbox_from_starting_is_said() {
 fn what_ends_a_running_sandbox_has_its_reason() {
     let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
     let stopping = testing::sandbox(json!({"stop": true}));
-    type Change = fn(&mut World<'_>);
     let table: [(&AgentSandbox, Change, Reason); 8] = [
         (&stopping, |_| {}, Reason::Stopped),
-        (&sandbox, |w| w.policy = PolicyView::Missing, Reason::PolicyDeleted),
-        (&sandbox, |w| w.policy = policy_view(json!({"images": {"allow": ["other.io/x"]}})), Reason::PolicyRejected),
-        (&sandbox, |w| w.network = NetworkView::Widened("x".into()), Reason::NetworkNotIsolated),
-        (&sandbox, |w| w.now = created() + SignedDuration::from_hours(2), Reason::DeadlineExceeded),
+        (
+            &sandbox,
+            |w| w.policy = PolicyView::Missing,
+            Reason::PolicyDeleted,
+        ),
+        (
+            &sandbox,
+            |w| w.policy = policy_view(json!({"images": {"allow": ["other.io/x"]}})),
+            Reason::PolicyRejected,
+        ),
+        (
+            &sandbox,
+            |w| w.network = NetworkView::Widened("x".into()),
+            Reason::NetworkNotIsolated,
+        ),
+        (
+            &sandbox,
+            |w| w.now = created() + SignedDuration::from_hours(2),
+            Reason::DeadlineExceeded,
+        ),
         (
             &sandbox,
             |w| {
                 w.now = created() + SignedDuration::from_secs(301);
-                w.pod = present(PodView { agent: ContainerView::default(), ..live_pod() });
+                w.pod = present(PodView {
+                    agent: ContainerView::default(),
+                    ..live_pod()
+                });
             },
             Reason::StartTimeout,
         ),
@@ -163,18 +244,35 @@ fn what_ends_a_running_sandbox_has_its_reason() {
             &sandbox,
             |w| {
                 let waiting = Some(("InvalidImageName".into(), "x".into()));
-                w.pod = present(PodView { agent: ContainerView { waiting, ..ContainerView::default() }, ..live_pod() });
+                w.pod = present(PodView {
+                    agent: ContainerView {
+                        waiting,
+                        ..ContainerView::default()
+                    },
+                    ..live_pod()
+                });
             },
             Reason::ImagePullFailed,
         ),
-        (&sandbox, |w| w.pod = present(PodView { tampered: Some("x".into()), ..live_pod() }), Reason::PodMutated),
+        (
+            &sandbox,
+            |w| {
+                w.pod = present(PodView {
+                    tampered: Some("x".into()),
+                    ..live_pod()
+                });
+            },
+            Reason::PodMutated,
+        ),
     ];
     for (sandbox, change, reason) in table {
         let mut world = world(sandbox, &config);
         world.pod = present(live_pod());
         change(&mut world);
         let decision = decide(&world);
-        let [Action::EndPod(cause, _)] = decision.before.as_slice() else { panic!("{reason}: {decision:?}") };
+        let [Action::EndPod(cause, _)] = decision.before.as_slice() else {
+            panic!("{reason}: {decision:?}")
+        };
         assert_eq!(*cause, reason);
     }
 }
@@ -211,7 +309,10 @@ fn a_node_that_stopped_reporting_ends_the_run_without_taking_its_finalizer() {
     let mut world = world(&sandbox, &config);
     world.now = created() + SignedDuration::from_hours(3);
     world.node.as_mut().unwrap().ready = false;
-    world.pod = present(PodView { deleted: Some(created()), ..live_pod() });
+    world.pod = present(PodView {
+        deleted: Some(created()),
+        ..live_pod()
+    });
     let decision = decide(&world);
     assert_eq!(verdict(&decision), Some(Reason::NodeLost));
     assert!(!decision.after.contains(&Action::ReleasePod));
@@ -232,26 +333,47 @@ fn objects_that_a_gitops_tool_tracks_are_never_deleted() {
         }));
         world.pod = present(ended_pod(0, record(Reason::Completed, 0)));
         let decision = decide(&world);
-        assert_eq!(decision.after.contains(&Action::DeleteSandbox), deletes, "tracked: {tracked}");
+        assert_eq!(
+            decision.after.contains(&Action::DeleteSandbox),
+            deletes,
+            "tracked: {tracked}"
+        );
     }
 }
 
 /// Anything a pod may look like.
 fn any_pod() -> impl Strategy<Value = PodView> {
-    let container = (any::<bool>(), any::<bool>(), proptest::option::of(0..256_i32), 0..2_i32, any::<bool>()).prop_map(
-        |(running, started, exit_code, restarts, with_record)| ContainerView {
-            running: running && exit_code.is_none(),
-            started: running && started && exit_code.is_none(),
-            restarts,
-            ended: exit_code.map(|exit_code| ContainerEnd {
-                exit_code,
-                message: if with_record { record(Reason::Completed, 0) } else { String::new() },
-                ..ContainerEnd::default()
-            }),
-            waiting: None,
-        },
-    );
-    let phases = prop_oneof![Just("Pending"), Just("Running"), Just("Succeeded"), Just("Failed"), Just("Unknown")];
+    let container = (
+        any::<bool>(),
+        any::<bool>(),
+        proptest::option::of(0..256_i32),
+        0..2_i32,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(running, started, exit_code, restarts, with_record)| ContainerView {
+                running: running && exit_code.is_none(),
+                started: running && started && exit_code.is_none(),
+                restarts,
+                ended: exit_code.map(|exit_code| ContainerEnd {
+                    exit_code,
+                    message: if with_record {
+                        record(Reason::Completed, 0)
+                    } else {
+                        String::new()
+                    },
+                    ..ContainerEnd::default()
+                }),
+                waiting: None,
+            },
+        );
+    let phases = prop_oneof![
+        Just("Pending"),
+        Just("Running"),
+        Just("Succeeded"),
+        Just("Failed"),
+        Just("Unknown")
+    ];
     (container.clone(), container, phases, any::<bool>(), any::<bool>()).prop_map(
         |(agent, recorder, phase, deleted, held)| PodView {
             agent,
@@ -266,7 +388,13 @@ fn any_pod() -> impl Strategy<Value = PodView> {
 
 /// Anything the world may look like, as changes to the usual one.
 fn any_state() -> impl Strategy<Value = (Option<PodView>, u8, i64, bool, bool)> {
-    (proptest::option::of(any_pod()), 0..4_u8, 0..200_000_i64, any::<bool>(), any::<bool>())
+    (
+        proptest::option::of(any_pod()),
+        0..4_u8,
+        0..200_000_i64,
+        any::<bool>(),
+        any::<bool>(),
+    )
 }
 
 fn varied<'a>(
