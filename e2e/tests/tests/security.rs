@@ -38,12 +38,18 @@ async fn a_command_can_neither_forge_nor_silence_its_record() {
             "{policy}"
         );
 
-        // Process 1 believes signals only from outside its pid namespace.
+        // Process 1 believes signals only from outside its pid namespace. gVisor lets a process of the same user kill
+        // it: that costs the command its own run, and is no way to a good verdict.
         let kill = "import os, signal, time\nfor s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL):\n  os.kill(1, s)\ntime.sleep(1)\nopen(os.environ['SANDBOX_OUTPUT'], 'w').write('alive')";
         let killing = result(&harness, &format!("kill-{policy}"), policy, python(kill)).await;
+        let expected = if policy == "runc" {
+            (Some(Reason::Completed), Some("alive"))
+        } else {
+            (Some(Reason::SandboxLost), None)
+        };
         assert_eq!(
             (killing.reason, killing.output.as_deref()),
-            (Some(Reason::Completed), Some("alive")),
+            expected,
             "{policy}: {killing:?}"
         );
 
@@ -198,7 +204,7 @@ async fn rights_are_as_small_as_the_manifests_say() {
     for (verb, what, who, allowed) in [
         ("get", "secrets", operator, false),
         ("list", "secrets", operator, false),
-        ("create", "pods/exec", operator, false),
+        ("create", "pods --subresource=exec", operator, false),
         ("update", "agentsandboxes.agentsandbox.dev", operator, false),
         ("patch", "agentsandboxes.agentsandbox.dev", operator, false),
         (
@@ -213,12 +219,17 @@ async fn rights_are_as_small_as_the_manifests_say() {
         ("update", "sandboxpolicies.agentsandbox.dev", "--as=jane", false),
         (
             "update",
-            "agentsandboxes.agentsandbox.dev/status",
+            "agentsandboxes.agentsandbox.dev --subresource=status",
             "--as=jane",
             false,
         ),
     ] {
-        let said = harness.kubectl(&["auth", "can-i", verb, what, who]);
+        let question: Vec<&str> = ["auth", "can-i", verb]
+            .into_iter()
+            .chain(what.split(' '))
+            .chain([who])
+            .collect();
+        let said = harness.kubectl(&question);
         assert_eq!(
             said.is_ok_and(|said| said.trim() == "yes"),
             allowed,

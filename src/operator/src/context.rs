@@ -22,7 +22,7 @@ use tracing::warn;
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::metrics::Metrics;
-use crate::watch::{drive, watch};
+use crate::watch::{Synced, drive, watch};
 
 /// How long any one request to the API server may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -51,6 +51,8 @@ pub struct Context {
     pub runtime_classes: Store<RuntimeClass>,
     /// All nodes, reduced to name, kernel and readiness.
     pub nodes: Store<Node>,
+    synced: [Synced; 5],
+    controllers_synced: [Synced; 2],
     events: Recorder,
 }
 
@@ -127,49 +129,49 @@ impl Context {
     pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> (Arc<Self>, Triggers) {
         let any = watcher::Config::default;
         let ours = || any().labels(&crate::sandbox::status::managed_selector());
-        let (sandboxes, sandbox_stream) = watch(
+        let (sandboxes, sandboxes_synced, sandbox_stream) = watch(
             "AgentSandbox",
             scoped(&client, &config),
             any(),
             metrics.clone(),
             |_: &mut AgentSandbox| {},
         );
-        let (policies, policy_stream) = watch(
+        let (policies, policies_synced, policy_stream) = watch(
             "SandboxPolicy",
             scoped(&client, &config),
             any(),
             metrics.clone(),
             |_: &mut SandboxPolicy| {},
         );
-        let (pods, pod_stream) = watch(
+        let (pods, pods_synced, pod_stream) = watch(
             "Pod",
             scoped(&client, &config),
             any().labels(names::LABEL_SANDBOX),
             metrics.clone(),
             prune_pod,
         );
-        let (network_policies, network_stream) = watch(
+        let (network_policies, networks_synced, network_stream) = watch(
             "NetworkPolicy",
             scoped(&client, &config),
             any(),
             metrics.clone(),
             |_: &mut NetworkPolicy| {},
         );
-        let (quotas, quota_stream) = watch(
+        let (quotas, quotas_synced, quota_stream) = watch(
             "ResourceQuota",
             scoped(&client, &config),
             ours(),
             metrics.clone(),
             |_: &mut ResourceQuota| {},
         );
-        let (runtime_classes, class_stream) = watch(
+        let (runtime_classes, classes_synced, class_stream) = watch(
             "RuntimeClass",
             Api::all(client.clone()),
             any(),
             metrics.clone(),
             |_: &mut RuntimeClass| {},
         );
-        let (nodes, node_stream) = watch(
+        let (nodes, nodes_synced, node_stream) = watch(
             "Node",
             Api::all(client.clone()),
             any(),
@@ -193,6 +195,14 @@ impl Context {
             quotas,
             runtime_classes,
             nodes,
+            synced: [
+                pods_synced,
+                networks_synced,
+                quotas_synced,
+                classes_synced,
+                nodes_synced,
+            ],
+            controllers_synced: [sandboxes_synced, policies_synced],
             events,
         });
 
@@ -281,13 +291,19 @@ impl Context {
         (context, triggers)
     }
 
-    /// Waits until every store that a decision reads is warm. The two stores of the controllers fill when these run.
+    /// Waits until every store is warm that is filled whether or not this replica leads.
     pub async fn synced(&self) {
-        let _ = self.pods.wait_until_ready().await;
-        let _ = self.network_policies.wait_until_ready().await;
-        let _ = self.quotas.wait_until_ready().await;
-        let _ = self.runtime_classes.wait_until_ready().await;
-        let _ = self.nodes.wait_until_ready().await;
+        for synced in &self.synced {
+            synced.wait().await;
+        }
+    }
+
+    /// Waits until the stores of both controllers are warm, which fill when these run: a policy that was not heard of
+    /// yet is not a deleted one. A controller begins no work before its own store is warm, so none waits for itself.
+    pub async fn controllers_synced(&self) {
+        for synced in &self.controllers_synced {
+            synced.wait().await;
+        }
     }
 
     /// An event on one of the users' objects. A failure is counted and costs nobody else anything.

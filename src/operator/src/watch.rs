@@ -6,14 +6,31 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync;
 use tracing::warn;
 
 use crate::metrics::Metrics;
+
+/// Becomes true once a store has been filled for the first time.
+///
+/// [`Store::wait_until_ready`] remembers only the last task that waits, and a controller waits for its own store: a
+/// second waiter could leave it asleep.
+#[derive(Clone)]
+pub struct Synced(sync::watch::Receiver<bool>);
+
+impl Synced {
+    /// Waits for it; for ever if the watch is gone, as at the end of the program.
+    pub async fn wait(&self) {
+        if self.0.clone().wait_for(|synced| *synced).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
 
 /// An endless stream of touched objects, deleted ones included, kept in a store beside it.
 pub fn watch<K>(
@@ -22,12 +39,13 @@ pub fn watch<K>(
     config: watcher::Config,
     metrics: Metrics,
     prune: impl FnMut(&mut K) + Send + 'static,
-) -> (Store<K>, impl Stream<Item = K> + Send)
+) -> (Store<K>, Synced, impl Stream<Item = K> + Send)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Hash + Eq + Clone + Default,
 {
     let (store, writer) = reflector::store();
+    let (filled, synced) = sync::watch::channel(false);
     let mut prune = prune;
     let stream = watcher(api, config)
         .default_backoff()
@@ -36,6 +54,11 @@ where
             prune(object);
         })
         .reflect(writer)
+        .inspect_ok(move |event| {
+            if matches!(event, watcher::Event::InitDone) {
+                filled.send_replace(true);
+            }
+        })
         .touched_objects()
         .filter_map(move |result| {
             let touched = match result {
@@ -48,7 +71,7 @@ where
             };
             std::future::ready(touched)
         });
-    (store, stream)
+    (store, Synced(synced), stream)
 }
 
 /// Drives a watch in the background, and calls back for each touched object.

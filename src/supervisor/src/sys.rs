@@ -33,15 +33,6 @@ pub fn uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Whether this user may write at a path.
-pub fn may_write(path: &str) -> bool {
-    let Ok(path) = CString::new(path) else {
-        return false;
-    };
-    // SAFETY: the path is NUL-terminated and outlives the call.
-    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) == 0 }
-}
-
 /// Signals as they arrive, with who sent them.
 pub struct Signals(OwnedFd);
 

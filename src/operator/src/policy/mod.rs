@@ -70,6 +70,7 @@ fn retry(_: Arc<SandboxPolicy>, error: &RequestError, _: Arc<Context>) -> Requeu
 
 #[instrument(skip_all, fields(policy = %policy.name_any(), namespace = policy.namespace()))]
 async fn reconcile(policy: Arc<SandboxPolicy>, context: Arc<Context>) -> Result<Requeue, RequestError> {
+    context.controllers_synced().await;
     let measured = context.metrics.reconcile("SandboxPolicy");
     let result = run_once(&policy, &context).await;
     match &result {

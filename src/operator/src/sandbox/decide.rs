@@ -19,6 +19,11 @@ use crate::sandbox::verdict::{Expected, Verdict, judge};
 
 /// How long a policy that is not there may still be on its way, in seconds: one `kubectl apply` brings both.
 const POLICY_PATIENCE_SECONDS: i64 = 30;
+/// How long nothing is said of a new sandbox of which the policy or its network policies may still be on their way:
+/// one `kubectl apply` brings both, and most often the next look finds them.
+const SETTLING: SignedDuration = SignedDuration::from_secs(1);
+/// How often a settling sandbox is looked at.
+const SETTLING_RECHECK: Duration = Duration::from_millis(250);
 /// How long after the agent container's end the recorder may take to end too, in seconds.
 const WINDING_DOWN_SECONDS: i64 = 30;
 /// How often a waiting sandbox is looked at without any event.
@@ -520,6 +525,18 @@ fn reject(world: &World<'_>, rejection: &Rejection) -> Decision {
 }
 
 fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool) -> Decision {
+    let created = world.sandbox.metadata.creation_timestamp.as_ref();
+    let settles = matches!(reason, reasons::NETWORK_NOT_READY | reasons::POLICY_NOT_FOUND)
+        && world.sandbox.status.is_none()
+        && created.is_some_and(|created| world.now < created.0 + SETTLING);
+    if settles {
+        return Decision {
+            before: Vec::new(),
+            status: AgentSandboxStatus::default(),
+            after: Vec::new(),
+            wake: Some(SETTLING_RECHECK),
+        };
+    }
     stay(
         world,
         &Stage::Waiting {

@@ -203,6 +203,23 @@ fn what_keeps_a_sandbox_from_starting_is_said() {
     assert!(creates(&decide(&world(&sandbox, &config))));
 }
 
+/// One `kubectl apply` brings sandbox and policy; what is on its way for a moment is worth no write and no event.
+#[test]
+fn a_policy_that_comes_a_moment_later_costs_no_write() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.policy = PolicyView::Missing;
+    world.now = created() + SignedDuration::from_millis(900);
+    let decision = decide(&world);
+    assert_eq!(decision.status, AgentSandboxStatus::default());
+    assert!(decision.wake.is_some());
+    world.now = created() + SignedDuration::from_secs(1);
+    assert_eq!(
+        condition_reason(&decide(&world), types::ACCEPTED),
+        reasons::POLICY_NOT_FOUND
+    );
+}
+
 #[test]
 fn what_ends_a_running_sandbox_has_its_reason() {
     let (sandbox, config) = (testing::sandbox(json!({})), testing::config());

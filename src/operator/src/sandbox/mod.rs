@@ -73,6 +73,7 @@ pub async fn controller(
 
 #[instrument(skip_all, fields(sandbox = %sandbox.name_any(), namespace = sandbox.namespace()))]
 async fn reconcile(sandbox: Arc<AgentSandbox>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
+    context.controllers_synced().await;
     let measured = context.metrics.reconcile("AgentSandbox");
     let result = run_once(&sandbox, &context).await;
     match &result {

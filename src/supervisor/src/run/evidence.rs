@@ -4,10 +4,27 @@ use agentsandbox_api::run::Evidence;
 
 use crate::sys;
 
-/// Writable places that every runtime provides: memory counted as the container's, or the kubelet's own small file.
-const KNOWN_WRITABLE: [&str; 3] = ["/dev/shm", "/dev/mqueue", "/dev/termination-log"];
+/// Folders that every runtime provides, in memory that counts as the container's or in the kernel. An image may
+/// declare a volume at the same path: that is a folder of the host, and has another file system.
+const RUNTIME_FOLDERS: [&str; 6] = ["/dev", "/dev/shm", "/dev/mqueue", "/dev/pts", "/proc", "/sys"];
+/// The file systems of these.
+const RUNTIME_FILE_SYSTEMS: [&str; 9] = [
+    "tmpfs", "dev", "devtmpfs", "mqueue", "devpts", "proc", "sysfs", "cgroup", "cgroup2",
+];
 /// Files that the kubelet or the runtime mounts one by one.
-const KNOWN_FILES: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+const RUNTIME_FILES: [&str; 4] = [
+    "/dev/termination-log",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+];
+
+/// A mount that is not read-only.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    path: String,
+    file_system: String,
+}
 
 /// Gathers the evidence.
 pub fn gather() -> Evidence {
@@ -25,40 +42,52 @@ pub fn gather() -> Evidence {
         seccomp: field(&status, "Seccomp").and_then(|mode| mode.parse().ok()),
         writable_mounts: mounts(&read("/proc/self/mountinfo"))
             .into_iter()
-            .filter(|path| !is_known(path) && sys::may_write(path))
+            .filter(|mount| !mount.is_of_runtime(|path| std::path::Path::new(path).is_file()))
+            .map(|mount| mount.path)
             .collect(),
         service_account_token: std::path::Path::new("/var/run/secrets/kubernetes.io/serviceaccount/token")
             .exists(),
     }
 }
 
-fn is_known(path: &str) -> bool {
-    KNOWN_WRITABLE.contains(&path)
-        || KNOWN_FILES.contains(&path)
-        || path == "/dev"
-        || ["/proc", "/sys", "/dev/pts"].iter().any(|folder| {
-            path == *folder
-                || path
-                    .strip_prefix(folder)
-                    .is_some_and(|rest| rest.starts_with('/'))
-        })
+impl Mount {
+    /// Whether every container has it. A folder counts as writable even if only something below it may be written:
+    /// its top says nothing about that.
+    fn is_of_runtime(&self, is_file: impl Fn(&str) -> bool) -> bool {
+        if RUNTIME_FILES.contains(&self.path.as_str()) {
+            return is_file(&self.path);
+        }
+        let at_or_below = |folder: &&str| {
+            self.path
+                .strip_prefix(*folder)
+                .is_some_and(|rest| rest.is_empty() || *folder != "/dev" && rest.starts_with('/'))
+        };
+        RUNTIME_FOLDERS.iter().any(|folder| at_or_below(folder))
+            && RUNTIME_FILE_SYSTEMS.contains(&self.file_system.as_str())
+    }
 }
 
 /// Mount points that are not read-only, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-fn mounts(mountinfo: &str) -> Vec<String> {
+fn mounts(mountinfo: &str) -> Vec<Mount> {
     let mut writable = Vec::new();
     for line in mountinfo.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
         let (Some(path), Some(options)) = (fields.get(4), fields.get(5)) else {
             continue;
         };
-        let super_options = line
+        let mut source = line
             .split_once(" - ")
-            .and_then(|(_, rest)| rest.split(' ').nth(2))
-            .unwrap_or_default();
+            .map(|(_, rest)| rest.split(' '))
+            .into_iter()
+            .flatten();
+        let file_system = source.next().unwrap_or_default();
+        let super_options = source.nth(1).unwrap_or_default();
         let read_only = |options: &str| options.split(',').any(|option| option == "ro");
         if !read_only(options) && !read_only(super_options) {
-            writable.push(unescape(path));
+            writable.push(Mount {
+                path: unescape(path),
+                file_system: file_system.to_owned(),
+            });
         }
     }
     writable
@@ -107,16 +136,34 @@ mod tests {
 102 100 0:3 / /.sandbox ro,relatime - ext4 /dev/vda rw
 103 100 0:4 / /with\\040space rw - tmpfs tmpfs ro,size=1k
 104 100 0:4 / /data\\040x rw shared:1 - tmpfs tmpfs rw";
-        assert_eq!(mounts(text), ["/workspace", "/data x"]);
+        let paths: Vec<String> = mounts(text).into_iter().map(|mount| mount.path).collect();
+        assert_eq!(paths, ["/workspace", "/data x"]);
+        assert_eq!(mounts(text)[0].file_system, "ext4");
     }
 
     #[test]
     fn only_the_runtimes_own_places_are_known() {
-        for path in ["/proc/sys", "/dev/shm", "/etc/hosts", "/sys/fs/cgroup/memory"] {
-            assert!(is_known(path), "{path}");
+        let known = |path: &str, file_system: &str, file: bool| {
+            let (path, file_system) = (path.to_owned(), file_system.to_owned());
+            Mount { path, file_system }.is_of_runtime(|_| file)
+        };
+        assert!(known("/proc/sys", "proc", false));
+        assert!(known("/dev", "tmpfs", false));
+        assert!(known("/dev/shm", "tmpfs", false));
+        assert!(known("/sys/fs/cgroup/memory", "cgroup", false));
+        assert!(known("/etc/hosts", "ext4", true));
+        for path in ["/", "/data", "/procx", "/etc", "/var/lib/x", "/dev/x"] {
+            assert!(!known(path, "tmpfs", false), "{path}");
         }
-        for path in ["/", "/data", "/procx", "/etc", "/var/lib/x"] {
-            assert!(!is_known(path), "{path}");
+        // Volumes of an image, where everybody expects something else.
+        for path in [
+            "/dev/shm",
+            "/dev/mqueue",
+            "/etc/hosts",
+            "/sys/x",
+            "/dev/termination-log",
+        ] {
+            assert!(!known(path, "ext4", false), "{path}");
         }
     }
 }
