@@ -1,6 +1,7 @@
 //! What every reconciliation shares: the client, the configuration and the stores of watched objects.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentsandbox_api::names;
@@ -54,6 +55,7 @@ pub struct Context {
     synced: [Synced; 5],
     controllers_synced: [Synced; 2],
     events: Recorder,
+    overwritten: Mutex<HashMap<String, String>>,
 }
 
 /// Streams that drive the controllers.
@@ -114,6 +116,13 @@ impl RequestError {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status().is_some_and(kube::core::Status::is_not_found)
+    }
+
+    /// Whether nothing new may be made because the namespace is being deleted.
+    #[must_use]
+    pub fn is_namespace_terminating(&self) -> bool {
+        self.status()
+            .is_some_and(|status| status.is_forbidden() && status.message.contains("being terminated"))
     }
 
     /// Whether another write came first.
@@ -204,6 +213,7 @@ impl Context {
             ],
             controllers_synced: [sandboxes_synced, policies_synced],
             events,
+            overwritten: Mutex::default(),
         });
 
         let (send, shared) = (to_sandboxes.clone(), context.clone());
@@ -304,6 +314,36 @@ impl Context {
         for synced in &self.controllers_synced {
             synced.wait().await;
         }
+    }
+
+    /// Remembers that a version of an object was overwritten, for [`Context::is_overwritten`].
+    pub fn overwrote(&self, old: &impl Resource, new: &impl Resource) {
+        let (old, new) = (old.meta(), new.meta());
+        if let (Some(uid), Some(version)) = (&old.uid, &old.resource_version)
+            && old.resource_version != new.resource_version
+        {
+            self.overwritten().insert(uid.clone(), version.clone());
+        }
+    }
+
+    /// Whether a version from a store is one that this operator has overwritten since: deciding by it would end in a
+    /// conflict. The write's own event is on its way.
+    pub fn is_overwritten(&self, object: &impl Resource) -> bool {
+        let meta = object.meta();
+        let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) else {
+            return false;
+        };
+        let mut overwritten = self.overwritten();
+        let is_old = overwritten.get(uid) == Some(version);
+        if !is_old {
+            overwritten.remove(uid);
+        }
+        is_old
+    }
+
+    fn overwritten(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        // Nothing panics while it holds the lock, and each entry stands alone.
+        self.overwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An event on one of the users' objects. A failure is counted and costs nobody else anything.

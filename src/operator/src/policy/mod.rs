@@ -62,6 +62,10 @@ pub async fn controller(
 
 #[allow(clippy::needless_pass_by_value)] // the signature is kube's
 fn retry(_: Arc<SandboxPolicy>, error: &RequestError, _: Arc<Context>) -> Requeue {
+    if error.is_namespace_terminating() {
+        // The policy goes with it.
+        return Requeue::requeue(jittered(COUNT_INTERVAL));
+    }
     if !error.is_conflict() {
         warn!(%error, "trying again");
     }

@@ -83,7 +83,7 @@ fn refusal(error: &RequestError) -> Option<Creation> {
         Some(Creation::Conflict(message))
     } else if status.is_forbidden() && message.contains("exceeded quota") {
         Some(Creation::QuotaExceeded(message))
-    } else if status.is_forbidden() && message.contains("being terminated") {
+    } else if error.is_namespace_terminating() {
         Some(Creation::NamespaceTerminating)
     } else if status.is_forbidden() || status.is_invalid() || status.code == 400 {
         Some(Creation::Refused(message))
@@ -127,16 +127,19 @@ pub async fn report(world: &World<'_>, decision: &Decision, context: &Context) -
         ..PostParams::default()
     };
     let api = sandboxes(world, context);
-    context
+    let written = context
         .request(
             "update",
             "AgentSandbox/status",
             &name,
             api.replace_status(&name, &parameters, &object),
         )
-        .await
-        .map(|_| ())
-        .or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })?;
+        .await;
+    match written {
+        Ok(written) => context.overwrote(world.sandbox, &written),
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
     tell(world, &old, &decision.status, context).await;
     Ok(())
 }

@@ -28,6 +28,9 @@ use crate::conditions;
 use crate::context::{Context, RequestError};
 use crate::jitter::jittered;
 
+/// When to look again if the event of an own write does not come.
+const OWN_WRITE_RECHECK: Duration = Duration::from_secs(1);
+
 /// Why a reconciliation has to be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -87,6 +90,9 @@ async fn run_once(sandbox: &AgentSandbox, context: &Context) -> Result<Requeue, 
     if sandbox.metadata.deletion_timestamp.is_some() {
         // The pod goes with its owner; the sweeper takes the finalizer off it.
         return Ok(Requeue::await_change());
+    }
+    if context.is_overwritten(sandbox) {
+        return Ok(Requeue::requeue(OWN_WRITE_RECHECK));
     }
     let mut world = dereference::dereference(sandbox, context, Timestamp::now()).await?;
     let mut decision = decide::decide(&world);

@@ -135,7 +135,8 @@ pub fn refuse_deletion(status: &mut AgentSandboxStatus, now: Timestamp) {
 fn record_pod(status: &mut AgentSandboxStatus, pod: &PodView, world: &World<'_>) {
     status.pod_name = Some(pod.name.clone());
     status.pod_uid = Some(pod.uid.clone());
-    if pod.node.is_some() {
+    // Named with the next transition: being scheduled alone is worth no write.
+    if pod.node.is_some() && (pod.agent.started || pod.has_ended()) {
         status.node_name.clone_from(&pod.node);
     }
     if let PolicyView::Valid { generation, policy } = &world.policy {

@@ -62,8 +62,7 @@ impl Mount {
                 .strip_prefix(*folder)
                 .is_some_and(|rest| rest.is_empty() || *folder != "/dev" && rest.starts_with('/'))
         };
-        RUNTIME_FOLDERS.iter().any(|folder| at_or_below(folder))
-            && RUNTIME_FILE_SYSTEMS.contains(&self.file_system.as_str())
+        RUNTIME_FOLDERS.iter().any(at_or_below) && RUNTIME_FILE_SYSTEMS.contains(&self.file_system.as_str())
     }
 }
 
