@@ -9,8 +9,9 @@ use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
 use e2e::harness::{OPERATOR_NAMESPACE, is};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -208,5 +209,79 @@ async fn the_operator_never_writes_spec_or_metadata_of_a_users_object() {
             .all(|entry| entry.subresource.as_deref() == Some("status")),
         "{ours:?}"
     );
+    harness.finish().await.unwrap();
+}
+
+/// Rule 21: the operator sees only NetworkPolicies. What else may open the network is seen by the recorder, which asks
+/// again during the run; here nobody else is there to see it.
+#[tokio::test]
+async fn a_network_that_opens_during_a_run_is_seen_from_inside() {
+    let _alone = ALONE.lock().await;
+    let harness = Harness::start("opening").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    for policy in ["runc", "gvisor"] {
+        harness
+            .sandbox(
+                policy,
+                json!({"policyRef": {"name": policy}, "command": ["sleep", "50"]}),
+            )
+            .await
+            .unwrap();
+        harness.running(policy).await.unwrap();
+    }
+    let scale = |replicas: &str| {
+        let replicas = format!("--replicas={replicas}");
+        harness
+            .kubectl(&[
+                "-n",
+                OPERATOR_NAMESPACE,
+                "scale",
+                "deployment/agentsandbox-operator",
+                &replicas,
+            ])
+            .unwrap();
+    };
+    scale("0");
+    let pods: Api<Pod> = Api::namespaced(harness.client.clone(), OPERATOR_NAMESPACE);
+    harness
+        .eventually("the end of the operator", || async {
+            Ok(pods
+                .list(&ListParams::default())
+                .await?
+                .items
+                .is_empty()
+                .then_some(()))
+        })
+        .await
+        .unwrap();
+    let opening: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "opening"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}}))
+    .unwrap();
+    harness
+        .api()
+        .create(&PostParams::default(), &opening)
+        .await
+        .unwrap();
+    for policy in ["runc", "gvisor"] {
+        harness
+            .eventually("the end of the pod", || async {
+                let pods = harness.pods_of(policy).await?;
+                let phase = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.clone());
+                Ok(pods
+                    .first()
+                    .and_then(phase)
+                    .filter(|phase| phase == "Failed")
+                    .map(|_| ()))
+            })
+            .await
+            .unwrap();
+    }
+    scale("2");
+    for policy in ["runc", "gvisor"] {
+        let found = harness.finished(policy).await.unwrap().result.unwrap();
+        assert_eq!(found.reason, Some(Reason::NetworkNotIsolated), "{found:?}");
+        let message = found.message.unwrap();
+        assert!(message.contains("apiserver"), "{policy}: {message}");
+    }
     harness.finish().await.unwrap();
 }

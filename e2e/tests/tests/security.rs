@@ -272,3 +272,65 @@ async fn every_run_has_a_user_of_its_own_and_root_needs_a_vm() {
     assert!(ready.message.contains("allowRoot"));
     harness.finish().await.unwrap();
 }
+
+/// Process of a pod on the node, by its cgroup and a word of its command line.
+fn process_in(pod: &Pod, word: &str) -> Option<i32> {
+    let uid = pod.uid()?;
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        (cgroup.contains(&uid) && command.contains(word)).then_some(pid)
+    })
+}
+
+/// Rule 18: only the recorder's first instance counts. A recorder that dies takes its run along, and the instance that
+/// the kubelet starts next can't speak for it.
+#[tokio::test]
+async fn a_recorder_that_dies_ends_the_run_and_its_successor_reports_no_success() {
+    let harness = Harness::start("recorder").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    harness
+        .sandbox(
+            "job",
+            json!({"policyRef": {"name": "runc"}, "command": ["sleep", "8"]}),
+        )
+        .await
+        .unwrap();
+    harness.running("job").await.unwrap();
+    let pod = harness.pods_of("job").await.unwrap().remove(0);
+    let recorder = process_in(&pod, "sandbox-supervisor record").expect("the recorder runs");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(recorder),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    let found = harness.finished("job").await.unwrap().result.unwrap();
+    assert_eq!(found.reason, Some(Reason::SandboxLost), "{found:?}");
+    assert!(process_in(&pod, "sleep").is_none(), "the command ended with it");
+    harness.finish().await.unwrap();
+}
+
+/// The limit on processes holds where the kernel counts them per user (runc) and where the supervisor does (gVisor).
+#[tokio::test]
+async fn no_more_processes_than_allowed_can_live() {
+    let harness = Harness::start("processes").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let code = "import os, time\nmade = 0\nfor _ in range(200):\n  try:\n    if os.fork() == 0: time.sleep(30); os._exit(0)\n    made += 1\n  except OSError: break\nopen(os.environ['SANDBOX_OUTPUT'], 'w').write(str(made)); time.sleep(2)";
+    for policy in ["runc", "gvisor"] {
+        let name = format!("forks-{policy}");
+        let spec =
+            json!({"policyRef": {"name": policy}, "command": python(code), "resources": {"processes": 20}});
+        harness.sandbox(&name, spec).await.unwrap();
+        let status = harness.finished(&name).await.unwrap();
+        let (result, usage) = (status.result.unwrap(), status.usage.unwrap());
+        let contained = match result.reason {
+            Some(Reason::Completed) => result.output.unwrap().parse::<u32>().unwrap() < 20,
+            other => other == Some(Reason::ProcessLimitExceeded),
+        };
+        assert!(contained, "{policy}: {:?} {:?}", result.reason, usage);
+        println!("{policy}: {:?}, peak {:?}", result.reason, usage.processes_peak);
+    }
+    harness.finish().await.unwrap();
+}
