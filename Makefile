@@ -1,6 +1,8 @@
 CACHE ?= $(if $(AGENTSANDBOX_CACHE),$(AGENTSANDBOX_CACHE),$(HOME)/.cache/agent-sandbox)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 CLUSTER := $(CARGO_TARGET_DIR)/debug/cluster
+# On a terminal cargo shows its own progress.
+QUIET := $(shell [ -t 2 ] || echo -q)
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
@@ -12,7 +14,7 @@ help: ## Show this list
 demo: cluster ## Start a real cluster, run every example on it and show what came of it
 	@$(CLUSTER) --name demo status >/dev/null 2>&1 || $(CLUSTER) --name demo up
 	e2e/install.sh demo
-	cargo run --locked -q -p e2e --bin demo
+	cargo run --locked $(QUIET) -p e2e --bin demo
 
 down: cluster ## End the demo's cluster; nothing of it is left
 	$(CLUSTER) --name demo down
@@ -41,8 +43,8 @@ generate: ## Write the files that are generated from the API's types
 	cargo run -q -p sandbox-operator -- api-reference > docs/api-reference.md
 
 cluster:
-	cargo build --locked -q -p cluster
+	cargo build --locked $(QUIET) -p cluster
 	$(CLUSTER) build
 
 $(CARGO_DENY):
-	cargo install --locked -q --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)
+	cargo install --locked $(QUIET) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)

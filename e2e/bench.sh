@@ -8,4 +8,6 @@ trap 'exit 130' INT TERM
 cargo build --locked -q -p e2e-bench
 "$cluster" --name bench up
 e2e/install.sh bench
-"${CARGO_TARGET_DIR:-target}/debug/e2e-bench" "$@"
+host=$(rustc -vV | sed -n 's/^host: //p')
+"${CARGO_TARGET_DIR:-target}/debug/e2e-bench" \
+    --supervisor "${CARGO_TARGET_DIR:-target}/$host/supervisor/sandbox-supervisor" "$@"

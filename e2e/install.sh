@@ -11,10 +11,12 @@ cluster="$CARGO_TARGET_DIR/debug/cluster"
 images="$CARGO_TARGET_DIR/images"
 mkdir -p "$images"
 
+# On a terminal cargo shows its own progress.
+[ -t 2 ] && quiet='' || quiet=-q
 echo "Building the images (static binaries; a few minutes the first time)" >&2
 export "$flags_of_host=-C target-feature=+crt-static"
-cargo build --locked -q --profile supervisor --target "$host" -p sandbox-supervisor
-cargo build --locked -q --release --target "$host" -p sandbox-operator -p testtool
+cargo build --locked $quiet --profile supervisor --target "$host" -p sandbox-supervisor
+cargo build --locked $quiet --release --target "$host" -p sandbox-operator -p testtool
 unset "$flags_of_host"
 release="$CARGO_TARGET_DIR/$host/release"
 "$cluster" image --out "$images/supervisor.tar" --reference agent-sandbox.local/supervisor:dev \

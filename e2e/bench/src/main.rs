@@ -1,6 +1,9 @@
 //! What a sandbox costs beside a bare pod: from its creation to its command's start, and from its command's end to
 //! the verdict. Sandbox and bare pod take turns in one run, so that both meet the same noise.
 
+mod supervisor;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +34,12 @@ struct Cli {
     /// Print JSON too.
     #[arg(long)]
     json: bool,
+    /// The static supervisor, to be measured by itself.
+    #[arg(long)]
+    supervisor: PathBuf,
+    /// Only measure so many starts of the supervisor; in namespaces of its own.
+    #[arg(long, hide = true)]
+    supervisor_start: Option<usize>,
 }
 
 /// Milliseconds of one kind of run.
@@ -42,7 +51,12 @@ struct Times {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match measure(&Cli::parse()).await {
+    let cli = Cli::parse();
+    let measured = match cli.supervisor_start {
+        Some(runs) => supervisor::measure_start(&cli.supervisor, runs),
+        None => measure(&cli).await,
+    };
+    match measured {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error}");
@@ -106,6 +120,8 @@ async fn measure(cli: &Cli) -> Result<(), HarnessError> {
             );
         }
     }
+    let program = std::env::current_exe().map_err(HarnessError::Program)?;
+    supervisor::measure(&cli.supervisor, cli.runs, &program, &harness).await?;
     harness.finish().await
 }
 

@@ -3,10 +3,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -168,17 +169,33 @@ pub fn build() -> Result<Programs> {
     }
     let begun = Instant::now();
     for (index, tool) in missing.iter().enumerate() {
-        eprint!("  [{}/{}] {:<22}", index + 1, missing.len(), tool.what);
-        let _ = std::io::stderr().flush();
-        let tool_begun = Instant::now();
-        build_one(tool, &folder(tool, &compiler)?)?;
-        eprintln!(
-            "{:>4} s   ({} s in all)",
-            tool_begun.elapsed().as_secs(),
-            begun.elapsed().as_secs()
-        );
+        let target = folder(tool, &compiler)?;
+        let what = format!("  [{}/{}] {:<22}", index + 1, missing.len(), tool.what);
+        let seconds = with_clock(&what, || build_one(tool, &target))?;
+        eprintln!("{what}{seconds:>4} s   ({} s in all)", begun.elapsed().as_secs());
     }
     Programs::find()
+}
+
+/// Does something that takes long. A terminal shows the seconds meanwhile; returns how many there were.
+fn with_clock(what: &str, work: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let begun = Instant::now();
+    let (done, told) = std::sync::mpsc::channel::<()>();
+    let terminal = std::io::stderr().is_terminal();
+    std::thread::scope(|scope| {
+        if terminal {
+            scope.spawn(move || {
+                while let Err(RecvTimeoutError::Timeout) = told.recv_timeout(Duration::from_secs(1)) {
+                    eprint!("\r{what}{:>4} s", begun.elapsed().as_secs());
+                }
+                eprint!("\r");
+            });
+        }
+        let result = work();
+        drop(done);
+        result
+    })?;
+    Ok(begun.elapsed().as_secs())
 }
 
 fn build_one(tool: &Tool, target: &Path) -> Result<()> {

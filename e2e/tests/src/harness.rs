@@ -51,6 +51,9 @@ pub enum HarnessError {
     /// kubectl failed.
     #[error("kubectl: {0}")]
     Kubectl(String),
+    /// A program on this machine failed.
+    #[error(transparent)]
+    Program(std::io::Error),
 }
 
 /// The result of everything here.
@@ -303,6 +306,19 @@ impl Harness {
             ))
         }
     }
+}
+
+/// Process of a pod on the node, by its cgroup and words of its command line.
+#[must_use]
+pub fn process_of(pod: &Pod, words: &str) -> Option<i32> {
+    let uid = pod.uid()?;
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        (cgroup.contains(&uid) && command.contains(words)).then_some(pid)
+    })
 }
 
 /// Whether a condition has this status.

@@ -1,14 +1,17 @@
 //! Life of a run beside the scenarios: waiting, stopping, running again, policies that change, quotas, bad input.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::os::unix::fs::PermissionsExt;
+
 use agentsandbox_api::condition::{reasons, types};
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandbox, Phase};
 use e2e::Harness;
 use e2e::harness::{is, message_of, name_of, reason_of};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
@@ -529,6 +532,97 @@ async fn config_maps_reach_a_run_only_if_they_are_labelled_for_it() {
         ])
         .unwrap();
     assert_eq!(logs.trim(), "42");
+    harness.finish().await.unwrap();
+}
+
+/// Rule 3: a claim is usable only if the policy names it and its label consents, and never in two live runs.
+#[tokio::test]
+async fn a_claim_belongs_to_one_live_run_and_keeps_what_that_left() {
+    let harness = Harness::start("claim").await.unwrap();
+    let folder = harness.cluster.kubeconfig().with_file_name(&harness.namespace);
+    std::fs::create_dir_all(&folder).unwrap();
+    // Nobody changes the owner of a folder of the host: every run has a user of its own.
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let volume: PersistentVolume =
+        serde_json::from_value(json!({"metadata": {"name": harness.namespace}, "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "",
+            "hostPath": {"path": folder}, "claimRef": {"name": "data", "namespace": harness.namespace},
+        }}))
+        .unwrap();
+    let volumes: Api<PersistentVolume> = Api::all(harness.client.clone());
+    volumes.create(&PostParams::default(), &volume).await.unwrap();
+    let claim: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": harness.namespace,
+        "resources": {"requests": {"storage": "1Gi"}},
+    }}))
+    .unwrap();
+    harness
+        .api()
+        .create(&PostParams::default(), &claim)
+        .await
+        .unwrap();
+    harness
+        .policy("default", json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"},
+            "defaults": {"resources": {"cpu": "200m", "memory": "128Mi"}}, "workspace": {"persistentVolumeClaims": ["data"]}}))
+        .await
+        .unwrap();
+    let user = |command: &str| json!({"command": ["sh", "-c", command], "workspace": {"persistentVolumeClaim": {"claimName": "data"}}});
+    let unusable = |name: &'static str, why: &'static str| {
+        let harness = &harness;
+        async move {
+            let status = harness
+                .when(name, why, |s| {
+                    reason_of(s, types::ACCEPTED) == reasons::INPUT_NOT_USABLE
+                })
+                .await
+                .unwrap();
+            let message = message_of(&status, types::ACCEPTED).to_owned();
+            assert!(message.contains(why), "{message}");
+        }
+    };
+    harness
+        .sandbox("first", user("echo 42 > answer; sleep 8"))
+        .await
+        .unwrap();
+    unusable("first", "does not carry the label").await;
+    harness
+        .patch::<PersistentVolumeClaim>(
+            "data",
+            json!({"metadata": {"labels": {"agentsandbox.dev/usable-by-sandboxes": "true"}}}),
+        )
+        .await
+        .unwrap();
+    harness.running("first").await.unwrap();
+    harness
+        .sandbox("second", user("cp answer $SANDBOX_OUTPUT"))
+        .await
+        .unwrap();
+    unusable("second", "is in use by the live run of pod first-").await;
+    harness.finished("first").await.unwrap();
+    let second = harness.finished("second").await.unwrap().result.unwrap();
+    assert_eq!(second.output.as_deref().map(str::trim), Some("42"), "{second:?}");
+    harness.finish().await.unwrap();
+    volumes
+        .delete(&volume.metadata.name.unwrap(), &DeleteParams::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn names_at_their_longest_work() {
+    let harness = Harness::start("longest").await.unwrap();
+    let (sandbox, policy) = ("s".repeat(52), "p".repeat(52));
+    harness
+        .policy(
+            &policy,
+            json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}, "quota": {"sandboxes": 1}}),
+        )
+        .await
+        .unwrap();
+    let spec = json!({"policyRef": {"name": policy}, "command": ["true"], "runId": "r".repeat(64)});
+    harness.sandbox(&sandbox, spec).await.unwrap();
+    let result = harness.finished(&sandbox).await.unwrap().result.unwrap();
+    assert_eq!(result.reason, Some(Reason::Completed), "{result:?}");
     harness.finish().await.unwrap();
 }
 

@@ -5,7 +5,7 @@ use agentsandbox_api::condition::types;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandbox, RunResult};
 use e2e::Harness;
-use e2e::harness::{name_of, reason_of};
+use e2e::harness::{name_of, process_of, reason_of};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::PostParams;
@@ -273,18 +273,6 @@ async fn every_run_has_a_user_of_its_own_and_root_needs_a_vm() {
     harness.finish().await.unwrap();
 }
 
-/// Process of a pod on the node, by its cgroup and a word of its command line.
-fn process_in(pod: &Pod, word: &str) -> Option<i32> {
-    let uid = pod.uid()?;
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        (cgroup.contains(&uid) && command.contains(word)).then_some(pid)
-    })
-}
-
 /// Rule 18: only the recorder's first instance counts. A recorder that dies takes its run along, and the instance that
 /// the kubelet starts next can't speak for it.
 #[tokio::test]
@@ -300,7 +288,7 @@ async fn a_recorder_that_dies_ends_the_run_and_its_successor_reports_no_success(
         .unwrap();
     harness.running("job").await.unwrap();
     let pod = harness.pods_of("job").await.unwrap().remove(0);
-    let recorder = process_in(&pod, "sandbox-supervisor record").expect("the recorder runs");
+    let recorder = process_of(&pod, "sandbox-supervisor record").expect("the recorder runs");
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(recorder),
         nix::sys::signal::Signal::SIGKILL,
@@ -308,7 +296,7 @@ async fn a_recorder_that_dies_ends_the_run_and_its_successor_reports_no_success(
     .unwrap();
     let found = harness.finished("job").await.unwrap().result.unwrap();
     assert_eq!(found.reason, Some(Reason::SandboxLost), "{found:?}");
-    assert!(process_in(&pod, "sleep").is_none(), "the command ended with it");
+    assert!(process_of(&pod, "sleep").is_none(), "the command ended with it");
     harness.finish().await.unwrap();
 }
 
