@@ -141,3 +141,61 @@ async fn pods_of_good_and_failed_runs_go_after_their_own_times_and_verdicts_stay
     );
     harness.finish().await.unwrap();
 }
+
+/// The first page's manifest, and the part of its status that is the same on every machine.
+#[tokio::test]
+async fn the_first_sandbox_of_the_readme_is_as_it_says() {
+    let harness = Harness::start("readme").await.unwrap();
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let blocks: Vec<&str> = readme
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    let [manifest, promised] = blocks.as_slice() else {
+        panic!(
+            "the README has a manifest and its status: {} blocks",
+            blocks.len()
+        );
+    };
+    let file = std::env::temp_dir().join(format!("{}.yaml", harness.namespace));
+    std::fs::write(&file, manifest).unwrap();
+    let applied = harness.kubectl(&["apply", "-f", &file.to_string_lossy()]);
+    std::fs::remove_file(&file).unwrap();
+    applied.unwrap();
+    harness
+        .kubectl(&[
+            "wait",
+            "--for=condition=Finished",
+            "agentsandbox/python-job",
+            "--timeout=120s",
+        ])
+        .unwrap();
+    let status = harness
+        .kubectl(&["get", "agentsandbox", "python-job", "-o", "yaml"])
+        .unwrap();
+    let (_, status) = status.split_once("\nstatus:\n").unwrap();
+    let measured = |line: &str| {
+        let name = line.trim_start().split(':').next().unwrap_or_default();
+        ["nodeKernel", "rounds"].contains(&name)
+            || name.starts_with("bytes")
+            || name.ends_with("Seconds")
+            || name.ends_with("Bytes")
+    };
+    for line in promised.lines().filter(|line| !measured(line)) {
+        assert!(status.contains(line.trim_end()), "{line:?} is not in {status}");
+    }
+    let table = harness.kubectl(&["get", "agentsandbox", "python-job"]).unwrap();
+    let columns = |text: &str| {
+        text.split_whitespace()
+            .take(6)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let row = readme
+        .lines()
+        .find(|line| line.starts_with("python-job "))
+        .unwrap();
+    assert_eq!(columns(table.lines().nth(1).unwrap()), columns(row));
+    harness.finish().await.unwrap();
+}

@@ -27,6 +27,8 @@ use crate::watch::{Synced, drive, watch};
 
 /// How long any one request to the API server may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How many overwritten versions are remembered at most.
+const OVERWRITTEN_MOST: usize = 10_000;
 
 /// Shared by all reconciliations.
 pub struct Context {
@@ -322,7 +324,12 @@ impl Context {
         if let (Some(uid), Some(version)) = (&old.uid, &old.resource_version)
             && old.resource_version != new.resource_version
         {
-            self.overwritten().insert(uid.clone(), version.clone());
+            let mut overwritten = self.overwritten();
+            // Of objects that were deleted since nobody asks any more. Forgetting another costs one conflict.
+            if overwritten.len() >= OVERWRITTEN_MOST {
+                overwritten.clear();
+            }
+            overwritten.insert(uid.clone(), version.clone());
         }
     }
 

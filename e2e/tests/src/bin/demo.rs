@@ -166,7 +166,7 @@ async fn check_ttl(harness: &Harness) -> Result<String, HarnessError> {
 
 fn print_table(rows: &[(&Scenario, AgentSandboxStatus, Vec<String>)]) {
     println!(
-        "{:<16} {:<38} {:<9} {:<18} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15}",
+        "{:<16} {:<40} {:<9} {:<18} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15}",
         "SCENARIO", "TRIED", "VERDICT", "REASON", "EXIT", "WALL s", "CPU s", "PEAK MEM", "PROCS", "ISOLATION"
     );
     for (scenario, status, differences) in rows {
@@ -174,7 +174,7 @@ fn print_table(rows: &[(&Scenario, AgentSandboxStatus, Vec<String>)]) {
         let result = status.result.clone().unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         println!(
-            "{:<16} {:<38} {:<9} {:<18} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15} {}",
+            "{:<16} {:<40} {:<9} {:<18} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15} {}",
             scenario.sandbox,
             scenario.tried,
             or_dash(status.phase.map(|phase| phase.to_string())),
