@@ -1,7 +1,6 @@
 //! What every reconciliation shares: the client, the configuration and the stores of watched objects.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentsandbox_api::names;
@@ -23,12 +22,11 @@ use tracing::warn;
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::metrics::Metrics;
+use crate::own_writes::OwnWrites;
 use crate::watch::{Synced, drive, watch};
 
 /// How long any one request to the API server may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// How many overwritten versions are remembered at most.
-const OVERWRITTEN_MOST: usize = 10_000;
 
 /// Shared by all reconciliations.
 pub struct Context {
@@ -54,10 +52,11 @@ pub struct Context {
     pub runtime_classes: Store<RuntimeClass>,
     /// All nodes, reduced to name, kernel and readiness.
     pub nodes: Store<Node>,
+    /// What the stores may not show yet.
+    pub own_writes: OwnWrites,
     synced: [Synced; 5],
     controllers_synced: [Synced; 2],
     events: Recorder,
-    overwritten: Mutex<HashMap<String, String>>,
 }
 
 /// Streams that drive the controllers.
@@ -215,7 +214,7 @@ impl Context {
             ],
             controllers_synced: [sandboxes_synced, policies_synced],
             events,
-            overwritten: Mutex::default(),
+            own_writes: OwnWrites::default(),
         });
 
         let (send, shared) = (to_sandboxes.clone(), context.clone());
@@ -316,41 +315,6 @@ impl Context {
         for synced in &self.controllers_synced {
             synced.wait().await;
         }
-    }
-
-    /// Remembers that a version of an object was overwritten, for [`Context::is_overwritten`].
-    pub fn overwrote(&self, old: &impl Resource, new: &impl Resource) {
-        let (old, new) = (old.meta(), new.meta());
-        if let (Some(uid), Some(version)) = (&old.uid, &old.resource_version)
-            && old.resource_version != new.resource_version
-        {
-            let mut overwritten = self.overwritten();
-            // Of objects that were deleted since nobody asks any more. Forgetting another costs one conflict.
-            if overwritten.len() >= OVERWRITTEN_MOST {
-                overwritten.clear();
-            }
-            overwritten.insert(uid.clone(), version.clone());
-        }
-    }
-
-    /// Whether a version from a store is one that this operator has overwritten since: deciding by it would end in a
-    /// conflict. The write's own event is on its way.
-    pub fn is_overwritten(&self, object: &impl Resource) -> bool {
-        let meta = object.meta();
-        let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) else {
-            return false;
-        };
-        let mut overwritten = self.overwritten();
-        let is_old = overwritten.get(uid) == Some(version);
-        if !is_old {
-            overwritten.remove(uid);
-        }
-        is_old
-    }
-
-    fn overwritten(&self) -> MutexGuard<'_, HashMap<String, String>> {
-        // Nothing panics while it holds the lock, and each entry stands alone.
-        self.overwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An event on one of the users' objects. A failure is counted and costs nobody else anything.

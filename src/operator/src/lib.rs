@@ -16,6 +16,7 @@ pub mod image;
 pub mod jitter;
 pub mod lease;
 pub mod metrics;
+pub mod own_writes;
 pub mod policy;
 pub mod quantity;
 pub mod reference;

@@ -136,7 +136,7 @@ pub async fn report(world: &World<'_>, decision: &Decision, context: &Context) -
         )
         .await;
     match written {
-        Ok(written) => context.overwrote(world.sandbox, &written),
+        Ok(written) => context.own_writes.overwrote(world.sandbox, &written),
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error.into()),
     }
@@ -196,7 +196,7 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
     for action in &decision.after {
         match (action, &world.pod) {
             (Action::DeletePod, PodState::Present(pod)) => {
-                delete(world, &pod.name, &pod.uid, None, context).await?;
+                delete(world, &pod.name, &pod.uid, context).await?;
             }
             (Action::ReleasePod, PodState::Present(pod)) => {
                 release(&pods(world, context), &pod.name, &pod.uid, context).await?;
@@ -237,6 +237,9 @@ async fn end_pod(
     let PodState::Present(pod) = &world.pod else {
         return Ok(());
     };
+    if context.own_writes.is_deleted(&pod.uid) {
+        return Ok(());
+    }
     let mark = json!({"metadata": {"uid": pod.uid, "annotations": {
         names::ANNOTATION_CAUSE: reason.as_str(),
         names::ANNOTATION_CAUSE_MESSAGE: message.chars().take(900).collect::<String>(),
@@ -253,7 +256,7 @@ async fn end_pod(
             .await,
     )?;
     info!(%reason, message, "ending the run");
-    delete(world, &pod.name, &pod.uid, None, context).await
+    delete(world, &pod.name, &pod.uid, context).await
 }
 
 async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), ReconcileError> {
@@ -267,7 +270,7 @@ async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), Reco
         return Ok(());
     };
     if !deleting {
-        delete(world, name, uid, None, context).await?;
+        delete(world, name, uid, context).await?;
     }
     if *held {
         release(&pods(world, context), name, uid, context).await?;
@@ -275,31 +278,19 @@ async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), Reco
     Ok(())
 }
 
-async fn delete(
-    world: &World<'_>,
-    name: &str,
-    uid: &str,
-    grace: Option<u32>,
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    let parameters = DeleteParams {
-        grace_period_seconds: grace,
-        ..DeleteParams::default()
+async fn delete(world: &World<'_>, name: &str, uid: &str, context: &Context) -> Result<(), ReconcileError> {
+    if context.own_writes.is_deleted(uid) {
+        return Ok(());
     }
-    .preconditions(Preconditions {
+    let parameters = DeleteParams::default().preconditions(Preconditions {
         uid: Some(uid.to_owned()),
         resource_version: None,
     });
-    ignore_missing(
-        context
-            .request(
-                "delete",
-                "Pod",
-                name,
-                pods(world, context).delete(name, &parameters),
-            )
-            .await,
-    )
+    let api = pods(world, context);
+    let request = api.delete(name, &parameters);
+    ignore_missing(context.request("delete", "Pod", name, request).await)?;
+    context.own_writes.deleted(uid);
+    Ok(())
 }
 
 /// Takes our finalizer off a pod; other finalizers stay.

@@ -91,7 +91,7 @@ async fn run_once(sandbox: &AgentSandbox, context: &Context) -> Result<Requeue, 
         // The pod goes with its owner; the sweeper takes the finalizer off it.
         return Ok(Requeue::await_change());
     }
-    if context.is_overwritten(sandbox) {
+    if context.own_writes.is_overwritten(sandbox) {
         return Ok(Requeue::requeue(OWN_WRITE_RECHECK));
     }
     let mut world = dereference::dereference(sandbox, context, Timestamp::now()).await?;
