@@ -1,5 +1,12 @@
 CACHE ?= $(if $(AGENTSANDBOX_CACHE),$(AGENTSANDBOX_CACHE),$(HOME)/.cache/agent-sandbox)
-export CARGO_TARGET_DIR ?= $(CACHE)/target
+ifndef CARGO_TARGET_DIR
+export CARGO_TARGET_DIR := $(CACHE)/target
+# Checkouts share what they build, so that a fresh one need not compile every dependency again. Cargo tells their
+# sources apart by age alone: whoever builds after another checkout makes its own look new.
+LAST_CHECKOUT := $(CARGO_TARGET_DIR)/last-checkout
+$(shell mkdir -p $(CARGO_TARGET_DIR); [ "$$(cat $(LAST_CHECKOUT) 2>&1)" = "$(CURDIR)" ] || \
+    { find Cargo.toml src e2e -type f -exec touch -c {} + && echo "$(CURDIR)" > $(LAST_CHECKOUT); })
+endif
 CLUSTER := $(CARGO_TARGET_DIR)/debug/cluster
 # On a terminal cargo shows its own progress.
 QUIET := $(shell [ -t 2 ] || echo -q)
