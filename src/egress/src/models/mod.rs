@@ -171,7 +171,11 @@ fn below(provider: Provider, method: &str, rest: &str) -> Option<Endpoint> {
 
 /// What of a request's query is sent on. A query can select what no list of fields knows; only these are known:
 /// Anthropic's `beta=true`, and the paging of lists of models, which the gateway answers whole.
-pub fn query(provider: Provider, endpoint: &Endpoint, query: Option<&str>) -> Result<Option<&'static str>, Refusal> {
+pub fn query(
+    provider: Provider,
+    endpoint: &Endpoint,
+    query: Option<&str>,
+) -> Result<Option<&'static str>, Refusal> {
     let Some(text) = query.filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
