@@ -5,24 +5,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentsandbox_api::names;
-use agentsandbox_api::policy::SandboxPolicy;
+use agentsandbox_api::policy::{SandboxPolicy, SandboxPolicySpec};
 use agentsandbox_api::sandbox::AgentSandbox;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use futures::stream::BoxStream;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ResourceQuota, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use tracing::warn;
 
+use crate::cluster::{ClusterAddresses, NodeAddresses, endpoints};
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::metrics::Metrics;
+use crate::policy::valid::{self, PolicyProblems, ValidPolicy};
 use crate::watch::{Synced, drive, watch};
 
 /// How long any one request to the API server may take.
@@ -48,14 +53,30 @@ pub struct Context {
     pub network_policies: Store<NetworkPolicy>,
     /// The quotas that the operator made.
     pub quotas: Store<ResourceQuota>,
+    /// What the operator made of egress gateways.
+    pub gateways: Gateways,
     /// All runtime classes.
     pub runtime_classes: Store<RuntimeClass>,
-    /// All nodes, reduced to name, kernel and readiness.
+    /// All nodes, reduced to name, addresses, kernel and readiness.
     pub nodes: Store<Node>,
-    synced: [Synced; 5],
+    /// Where the API server is, behind its Service.
+    api_servers: Store<EndpointSlice>,
+    synced: [Synced; 10],
     controllers_synced: [Synced; 2],
     events: Recorder,
     overwritten: Mutex<HashMap<String, String>>,
+}
+
+/// The objects of egress gateways, in all namespaces.
+pub struct Gateways {
+    /// Their accounts.
+    pub accounts: Store<ServiceAccount>,
+    /// What gives these accounts their rights.
+    pub bindings: Store<RoleBinding>,
+    /// Their Services.
+    pub services: Store<Service>,
+    /// Their Deployments.
+    pub deployments: Store<Deployment>,
 }
 
 /// Streams that drive the controllers.
@@ -173,6 +194,41 @@ impl Context {
             metrics.clone(),
             |_: &mut ResourceQuota| {},
         );
+        let (accounts, accounts_synced, account_stream) = watch(
+            "ServiceAccount",
+            scoped(&client, &config),
+            ours(),
+            metrics.clone(),
+            |_: &mut ServiceAccount| {},
+        );
+        let (bindings, bindings_synced, binding_stream) = watch(
+            "RoleBinding",
+            scoped(&client, &config),
+            ours(),
+            metrics.clone(),
+            |_: &mut RoleBinding| {},
+        );
+        let (services, services_synced, service_stream) = watch(
+            "Service",
+            scoped(&client, &config),
+            ours(),
+            metrics.clone(),
+            |_: &mut Service| {},
+        );
+        let (deployments, deployments_synced, deployment_stream) = watch(
+            "Deployment",
+            scoped(&client, &config),
+            ours(),
+            metrics.clone(),
+            |_: &mut Deployment| {},
+        );
+        let (api_servers, api_servers_synced, api_server_stream) = watch(
+            "EndpointSlice",
+            Api::namespaced(client.clone(), "default"),
+            any().fields("metadata.name=kubernetes"),
+            metrics.clone(),
+            |_: &mut EndpointSlice| {},
+        );
         let (runtime_classes, classes_synced, class_stream) = watch(
             "RuntimeClass",
             Api::all(client.clone()),
@@ -202,12 +258,24 @@ impl Context {
             pods,
             network_policies,
             quotas,
+            gateways: Gateways {
+                accounts,
+                bindings,
+                services,
+                deployments,
+            },
             runtime_classes,
             nodes,
+            api_servers,
             synced: [
                 pods_synced,
                 networks_synced,
                 quotas_synced,
+                accounts_synced,
+                bindings_synced,
+                services_synced,
+                deployments_synced,
+                api_servers_synced,
                 classes_synced,
                 nodes_synced,
             ],
@@ -244,9 +312,35 @@ impl Context {
             shared.unfinished_in(&namespace, |_| true).for_each(|sandbox| {
                 let _ = send.unbounded_send(sandbox);
             });
-            if let Some(owner) = owner_policy(&policy) {
+            for owner in owner_policies(&policy) {
                 let _ = policies_of.unbounded_send(owner);
             }
+        });
+        // A gateway is every policy's that owns it: whatever became of it, they look.
+        let wake_owners = |policies_of: &mpsc::UnboundedSender<_>, owners: Vec<ObjectRef<SandboxPolicy>>| {
+            for owner in owners {
+                let _ = policies_of.unbounded_send(owner);
+            }
+        };
+        let policies_of = to_policies.clone();
+        drive(account_stream, move |object| {
+            wake_owners(&policies_of, owner_policies(&object));
+        });
+        let policies_of = to_policies.clone();
+        drive(binding_stream, move |object| {
+            wake_owners(&policies_of, owner_policies(&object));
+        });
+        let policies_of = to_policies.clone();
+        drive(service_stream, move |object| {
+            wake_owners(&policies_of, owner_policies(&object));
+        });
+        let policies_of = to_policies.clone();
+        drive(deployment_stream, move |object| {
+            wake_owners(&policies_of, owner_policies(&object));
+        });
+        let (shared, policies_of) = (context.clone(), to_policies.clone());
+        drive(api_server_stream, move |_| {
+            wake_owners(&policies_of, shared.with_egress(|_| true));
         });
         let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
         drive(quota_stream, move |quota| {
@@ -256,7 +350,7 @@ impl Context {
                 .for_each(|next| {
                     let _ = send.unbounded_send(next);
                 });
-            if let Some(owner) = owner_policy(&quota) {
+            for owner in owner_policies(&quota) {
                 let _ = policies_of.unbounded_send(owner);
             }
         });
@@ -268,17 +362,29 @@ impl Context {
                 }
             }
         });
-        drive(node_stream, |_| {});
-        let (send, shared) = (to_sandboxes.clone(), context.clone());
+        let (shared, policies_of) = (context.clone(), to_policies.clone());
+        let mut known: HashMap<String, NodeAddresses> = HashMap::new();
+        drive(node_stream, move |node| {
+            // Nodes report every few seconds; their addresses stay.
+            let found = NodeAddresses::of(&node);
+            if known.get(&found.name) != Some(&found) {
+                known.insert(found.name.clone(), found);
+                wake_owners(&policies_of, shared.with_egress(|_| true));
+            }
+        });
+        let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
         let policies = policy_stream.inspect(move |policy: &SandboxPolicy| {
-            let name = policy.name_any();
+            let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
             shared
-                .unfinished_in(&policy.namespace().unwrap_or_default(), |sandbox| {
-                    sandbox.spec.policy_ref.name == name
-                })
+                .unfinished_in(&namespace, |sandbox| sandbox.spec.policy_ref.name == name)
                 .for_each(|sandbox| {
                     let _ = send.unbounded_send(sandbox);
                 });
+            // What the gateway mounts and reaches is what all policies of the namespace need.
+            let others = shared.with_egress(|other| {
+                other.metadata.namespace.as_deref() == Some(namespace.as_str()) && other.name_any() != name
+            });
+            wake_owners(&policies_of, others);
         });
         let (send, shared, policies_of) = (to_sandboxes, context.clone(), to_policies);
         let sandboxes = sandbox_stream.inspect(move |sandbox: &AgentSandbox| {
@@ -314,6 +420,55 @@ impl Context {
         for synced in &self.controllers_synced {
             synced.wait().await;
         }
+    }
+
+    /// The cluster's own addresses, as they are known now.
+    #[must_use]
+    pub fn cluster_addresses(&self) -> ClusterAddresses {
+        let api_servers: Vec<_> = self
+            .api_servers
+            .state()
+            .iter()
+            .flat_map(|slice| endpoints(slice))
+            .collect();
+        let mut nodes: Vec<_> = self
+            .nodes
+            .state()
+            .iter()
+            .map(|node| NodeAddresses::of(node))
+            .collect();
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        ClusterAddresses::gather(&self.facts, &self.config, &api_servers, &nodes)
+    }
+
+    /// Checks a policy against the configuration and the cluster. Its addresses are gathered only for a policy that
+    /// could open one.
+    pub fn valid_policy(&self, spec: &SandboxPolicySpec) -> Result<ValidPolicy, PolicyProblems> {
+        valid::validate(spec, &self.config, &self.cluster_for(spec))
+    }
+
+    /// What the egress rules of a policy need; see [`valid::egress`].
+    pub fn valid_egress(&self, spec: &SandboxPolicySpec) -> Result<Option<valid::ValidEgress>, Vec<String>> {
+        valid::egress(spec, &self.cluster_for(spec))
+    }
+
+    fn cluster_for(&self, spec: &SandboxPolicySpec) -> ClusterAddresses {
+        let mut rules = spec.egress.iter().flat_map(|egress| &egress.allow);
+        if rules.any(|rule| rule.cidr.is_some()) {
+            self.cluster_addresses()
+        } else {
+            ClusterAddresses::default()
+        }
+    }
+
+    /// Policies that ask for any egress.
+    fn with_egress(&self, filter: impl Fn(&SandboxPolicy) -> bool) -> Vec<ObjectRef<SandboxPolicy>> {
+        self.policies
+            .state()
+            .iter()
+            .filter(|policy| valid::asks_for_egress(&policy.spec) && filter(policy))
+            .map(|policy| ObjectRef::from_obj(&**policy))
+            .collect()
     }
 
     /// Remembers that a version of an object was overwritten, for [`Context::is_overwritten`].
@@ -458,12 +613,13 @@ fn is_finished(sandbox: &AgentSandbox) -> bool {
         .is_some_and(crate::sandbox::status::is_finished)
 }
 
-fn owner_policy(object: &impl ResourceExt) -> Option<ObjectRef<SandboxPolicy>> {
-    let owner = object
-        .owner_references()
-        .iter()
-        .find(|owner| owner.kind == "SandboxPolicy")?;
-    Some(ObjectRef::new(&owner.name).within(&object.namespace().unwrap_or_default()))
+fn owner_policies(object: &impl ResourceExt) -> Vec<ObjectRef<SandboxPolicy>> {
+    let namespace = object.namespace().unwrap_or_default();
+    let owners = object.owner_references().iter();
+    owners
+        .filter(|owner| owner.kind == "SandboxPolicy")
+        .map(|owner| ObjectRef::new(&owner.name).within(&namespace))
+        .collect()
 }
 
 /// The run spec may weigh 200 KB; nothing reads it from the store.
@@ -476,11 +632,15 @@ fn prune_pod(pod: &mut Pod) {
 }
 
 fn prune_node(node: &mut Node) {
-    node.spec = None;
+    if let Some(spec) = &mut node.spec {
+        *spec = NodeSpec {
+            pod_cidrs: spec.pod_cidrs.take(),
+            ..NodeSpec::default()
+        };
+    }
     node.metadata.annotations = None;
     if let Some(status) = &mut node.status {
         status.images = None;
-        status.addresses = None;
         status.capacity = None;
         status.allocatable = None;
     }

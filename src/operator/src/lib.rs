@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod canary;
+pub mod cluster;
 pub mod conditions;
 pub mod config;
 pub mod context;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use agentsandbox_api::gateway;
 use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
@@ -11,8 +12,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
     HTTPGetAction, Lifecycle, LifecycleHandler, LocalObjectReference, ObjectFieldSelector,
-    PersistentVolumeClaimVolumeSource, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Probe,
-    ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    PersistentVolumeClaimVolumeSource, Pod, PodDNSConfig, PodDNSConfigOption, PodSecurityContext, PodSpec,
+    Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -32,6 +34,10 @@ pub const RECORDER_MEMORY_BYTES: u64 = 32 << 20;
 pub const RECORDER_DISK_BYTES: u64 = 32 << 20;
 /// From SIGTERM to SIGKILL, in seconds: the supervisor's own grace for the command, and time to report.
 pub const TERMINATION_GRACE_SECONDS: i64 = 15;
+/// Lifetime of the recorder's token, in seconds; the kubelet renews it when a fifth is left.
+const TOKEN_SECONDS: i64 = 3_600;
+/// Name of the token's volume.
+const TOKEN_VOLUME: &str = "gateway-token";
 /// One environment entry may hold 128 KiB (`MAX_ARG_STRLEN`), its name included.
 const ENV_PIECE_BYTES: usize = 120 << 10;
 
@@ -126,12 +132,8 @@ pub fn build(
             active_deadline_seconds: Some(i64::from(
                 config.start_timeout_seconds + run.figures.runtime_seconds + config.deadline_grace_seconds,
             )),
-            // No name can be resolved without a gateway; a nameserver that refuses at once beats one that is silent.
             dns_policy: Some("None".to_owned()),
-            dns_config: Some(PodDNSConfig {
-                nameservers: Some(vec!["127.0.0.1".to_owned()]),
-                ..PodDNSConfig::default()
-            }),
+            dns_config: Some(dns_config(run)),
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(!run.as_root),
                 fs_group: Some(i64::from(uid)),
@@ -156,6 +158,25 @@ pub fn build(
     }
 }
 
+/// The gateway answers for the names that the policy allows. Without one no name can be resolved, and a nameserver that
+/// refuses at once beats one that is silent.
+fn dns_config(run: &AdmittedRun) -> PodDNSConfig {
+    match &run.gateway {
+        Some(access) => PodDNSConfig {
+            nameservers: Some(vec![access.address.clone()]),
+            options: Some(vec![PodDNSConfigOption {
+                name: Some("ndots".to_owned()),
+                value: Some("1".to_owned()),
+            }]),
+            searches: None,
+        },
+        None => PodDNSConfig {
+            nameservers: Some(vec!["127.0.0.1".to_owned()]),
+            ..PodDNSConfig::default()
+        },
+    }
+}
+
 fn run_spec(
     identity: &RunIdentity,
     run: &AdmittedRun,
@@ -168,7 +189,7 @@ fn run_spec(
         sandbox_uid: identity.sandbox_uid.clone(),
         run_id: identity.run_id.clone(),
         isolation,
-        probes: probe_targets(facts),
+        probes: probe_targets(run, facts),
         probe_interval_seconds: config.probe_interval_seconds,
         probe_timeout_seconds: config.probe_timeout_seconds,
         command: CommandSpec {
@@ -184,19 +205,21 @@ fn run_spec(
             writable: vec![names::PATH_WORKSPACE.to_owned(), names::PATH_TMP.to_owned()],
             capture: run.capture,
             uid,
+            certificate: None,
         },
         mounted_files: run
             .config_maps
             .iter()
             .map(|(_, mounted)| mounted.clone())
             .collect(),
+        gateway: run.gateway.clone(),
     }
 }
 
 /// Destinations that must be closed to every sandbox. The API server, the cluster's DNS, the node's kubelet and the
 /// canary are there and answer, so silence from them shows that a policy is enforced; the metadata addresses are
-/// what an agent would go for.
-fn probe_targets(facts: &Facts) -> Vec<ProbeTarget> {
+/// what an agent would go for. The gateway alone must be open.
+fn probe_targets(run: &AdmittedRun, facts: &Facts) -> Vec<ProbeTarget> {
     let closed = |name: &str, address: String, port: u16, transport: Transport| ProbeTarget {
         name: name.to_owned(),
         address,
@@ -239,6 +262,13 @@ fn probe_targets(facts: &Facts) -> Vec<ProbeTarget> {
             Transport::Udp,
         ));
     }
+    targets.extend(run.gateway.iter().map(|access| ProbeTarget {
+        name: "gateway".to_owned(),
+        address: access.address.clone(),
+        port: gateway::PORT_PROXY,
+        transport: Transport::Tcp,
+        expect: Expectation::Open,
+    }));
     targets
 }
 
@@ -254,6 +284,9 @@ fn recorder(run: &AdmittedRun, run_spec: &RunSpec, config: &Config) -> Container
     ];
     for (index, (_, mounted)) in run.config_maps.iter().enumerate() {
         mounts.push(mount(&format!("files-{index}"), &mounted.source, true));
+    }
+    if run.gateway.is_some() {
+        mounts.push(mount(TOKEN_VOLUME, gateway::PATH_TOKEN, true));
     }
     Container {
         name: names::CONTAINER_RECORDER.to_owned(),
@@ -362,7 +395,28 @@ fn volumes(run: &AdmittedRun) -> Vec<Volume> {
             ..Volume::default()
         });
     }
+    volumes.extend(run.gateway.as_ref().map(|_| gateway_token()));
     volumes
+}
+
+/// The token by which the recorder, and nobody else in the pod, shows the gateway whose pod it is. The kubelet gives its
+/// file to the pod's fsGroup, of which both containers are; only the recorder has it mounted.
+fn gateway_token() -> Volume {
+    Volume {
+        name: TOKEN_VOLUME.to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            default_mode: Some(0o440),
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(ServiceAccountTokenProjection {
+                    audience: Some(gateway::AUDIENCE.to_owned()),
+                    expiration_seconds: Some(TOKEN_SECONDS),
+                    path: gateway::TOKEN_FILE.to_owned(),
+                }),
+                ..VolumeProjection::default()
+            }]),
+        }),
+        ..Volume::default()
+    }
 }
 
 /// The run spec as environment entries: base64, because the kubelet expands `$(NAME)` in literal values.
@@ -450,5 +504,123 @@ fn empty_dir(name: &str, bytes: u64) -> Volume {
             size_limit: Some(from_bytes(bytes)),
         }),
         ..Volume::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentsandbox_api::gateway::{GatewayAccess, ModelAccess};
+    use agentsandbox_api::isolation::IsolationLevel;
+    use serde_json::json;
+
+    use super::*;
+    use crate::build::compare::first_difference;
+    use crate::policy::valid;
+    use crate::sandbox::admit::admit;
+    use crate::testing;
+
+    fn built(gateway: Option<GatewayAccess>) -> Pod {
+        let config = testing::config();
+        let policy = valid::validate(&testing::policy(json!({})).spec, &config, &testing::cluster()).unwrap();
+        let sandbox = testing::sandbox(json!({}));
+        let mut run = admit(&sandbox.spec, &policy).unwrap();
+        run.gateway = gateway;
+        let identity = RunIdentity {
+            namespace: "ns".into(),
+            sandbox: "job".into(),
+            sandbox_uid: "11111111-2222-3333-4444-555555555555".into(),
+            run_id: String::new(),
+            policy: "default".into(),
+        };
+        let isolation = IsolationRequirement {
+            minimum: IsolationLevel::MicroVM,
+            vm_handler: true,
+            node_kernels: vec!["6.1.0".into()],
+        };
+        build(&identity, &run, isolation, &testing::facts(), &config)
+    }
+
+    fn with_gateway() -> Pod {
+        built(Some(GatewayAccess {
+            address: "10.96.3.4".into(),
+            models: vec![ModelAccess {
+                key_variable: "OPENAI_API_KEY".into(),
+                url_variable: "OPENAI_BASE_URL".into(),
+                url: "https://api.openai.com/v1".into(),
+            }],
+        }))
+    }
+
+    fn run_spec_of(pod: &Pod) -> RunSpec {
+        let recorder = &pod.spec.as_ref().unwrap().init_containers.as_ref().unwrap()[0];
+        let text: String = recorder
+            .env
+            .iter()
+            .flatten()
+            .filter(|entry| entry.name.starts_with(names::ENV_RUN_PREFIX))
+            .map(|entry| entry.value.clone().unwrap())
+            .collect();
+        serde_json::from_slice(&BASE64.decode(text).unwrap()).unwrap()
+    }
+
+    /// The pod, with its run spec as what it says.
+    fn readable(pod: &Pod) -> serde_json::Value {
+        let run_spec = run_spec_of(pod);
+        let mut value = serde_json::to_value(pod).unwrap();
+        let env = &mut value["spec"]["initContainers"][0]["env"];
+        env.as_array_mut().unwrap().truncate(2);
+        json!({"pod": value, "runSpec": run_spec})
+    }
+
+    #[test]
+    fn a_pod_without_gateway() {
+        insta::assert_json_snapshot!(readable(&built(None)));
+    }
+
+    #[test]
+    fn a_pod_with_gateway() {
+        insta::assert_json_snapshot!(readable(&with_gateway()));
+    }
+
+    #[test]
+    fn the_gateways_token_is_the_recorders_alone() {
+        let spec = with_gateway().spec.unwrap();
+        let mounts = |container: &Container| -> Vec<String> {
+            container
+                .volume_mounts
+                .iter()
+                .flatten()
+                .map(|mount| mount.name.clone())
+                .collect()
+        };
+        assert!(mounts(&spec.init_containers.unwrap()[0]).contains(&TOKEN_VOLUME.to_owned()));
+        assert!(!mounts(&spec.containers[0]).contains(&TOKEN_VOLUME.to_owned()));
+        assert_eq!(spec.automount_service_account_token, Some(false));
+        assert_eq!(spec.share_process_namespace, None);
+    }
+
+    #[test]
+    fn nothing_of_the_run_is_a_secret() {
+        let text = serde_json::to_string(&readable(&with_gateway())).unwrap();
+        assert!(
+            !text.contains("PROXY"),
+            "the run's token is made in the pod: {text}"
+        );
+    }
+
+    #[test]
+    fn the_token_as_the_api_server_returns_it_is_no_mutation_and_another_one_is() {
+        let built = with_gateway();
+        let mut live = built.clone();
+        live.spec.as_mut().unwrap().service_account = Some("default".into());
+        assert_eq!(first_difference(&built, &live), None);
+        let volumes = live.spec.as_mut().unwrap().volumes.as_mut().unwrap();
+        let token = volumes.last_mut().unwrap().projected.as_mut().unwrap();
+        token.sources.as_mut().unwrap()[0]
+            .service_account_token
+            .as_mut()
+            .unwrap()
+            .audience = None;
+        assert!(first_difference(&built, &live).is_some_and(|path| path.ends_with("audience")));
     }
 }

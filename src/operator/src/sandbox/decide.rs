@@ -1,15 +1,18 @@
 //! What should happen next with one sandbox: a pure function of the world and the time.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use agentsandbox_api::condition::reasons;
+use agentsandbox_api::condition::{reasons, types};
+use agentsandbox_api::gateway::GatewayAccess;
 use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::policy::{Cleanup, DeleteSandbox};
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus};
+use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus, EgressStatus};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::build::pod::{RunIdentity, TERMINATION_GRACE_SECONDS};
+use crate::conditions;
 use crate::config::Config;
 use crate::policy::valid::ValidPolicy;
 use crate::sandbox::admit::{AdmittedRun, Rejection, admit};
@@ -26,6 +29,8 @@ const SETTLING: SignedDuration = SignedDuration::from_secs(1);
 const SETTLING_RECHECK: Duration = Duration::from_millis(250);
 /// How long after the agent container's end the recorder may take to end too, in seconds.
 const WINDING_DOWN_SECONDS: i64 = 30;
+/// How long after the verdict the egress gateway's final figures are still added to the usage.
+const SETTLEMENT: SignedDuration = SignedDuration::from_secs(10);
 /// How often a waiting sandbox is looked at without any event.
 const WAITING_RECHECK: Duration = Duration::from_secs(30);
 
@@ -54,6 +59,17 @@ pub enum NetworkView {
     NotReady,
     /// Somebody else's policy allows traffic of this sandbox.
     Widened(String),
+}
+
+/// The egress gateway of the namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayView {
+    /// The policy allows no egress.
+    NotNeeded,
+    /// It does not serve this policy yet; why.
+    NotReady(String),
+    /// It serves, at this address.
+    Ready(IpAddr),
 }
 
 /// What came of the attempt to create the pod.
@@ -121,6 +137,8 @@ pub struct World<'a> {
     pub node: Option<NodeView>,
     /// The network.
     pub network: NetworkView,
+    /// The egress gateway.
+    pub gateway: GatewayView,
     /// What is wrong with the `ConfigMap`s and the claim that the sandbox names.
     pub inputs: Result<(), String>,
     /// Whether an older sandbox of the namespace waits for the quota.
@@ -236,6 +254,7 @@ fn after_the_end(world: &World<'_>) -> Option<Decision> {
     let (mut after, mut wake) = (Vec::new(), None);
     let expires = expiration(world, &next);
     next.expiration_time = expires.map(Into::into);
+    fold_egress(world, &mut next);
     let is_over = expires.is_none_or(|time| time <= world.now);
     match &world.pod {
         PodState::Present(pod) if pod.has_ended() || world.node.is_none() => {
@@ -267,6 +286,49 @@ fn after_the_end(world: &World<'_>) -> Option<Decision> {
     })
 }
 
+/// Adds the egress gateway's figures to the usage, once they are final. They come after the pod's end, so most often
+/// after the verdict; those that come late are left where the gateway wrote them.
+fn fold_egress(world: &World<'_>, status: &mut AgentSandboxStatus) {
+    let in_time = conditions::find(&status.conditions, types::FINISHED)
+        .is_some_and(|finished| world.now <= finished.last_transition_time.0 + SETTLEMENT);
+    let own = status
+        .egress
+        .as_ref()
+        .filter(|egress| egress.settled && egress.pod_uid.is_some() && egress.pod_uid == status.pod_uid);
+    if let Some(egress) = own.filter(|_| in_time) {
+        let usage = status.usage.get_or_insert_default();
+        if usage.model_requests.is_none() {
+            usage.model_requests = Some(egress.used.model_requests);
+            usage.input_tokens = Some(egress.input_tokens);
+            usage.output_tokens = Some(egress.output_tokens);
+            usage.egress_allowed = Some(egress.allowed);
+            usage.egress_denied = Some(egress.denied);
+        }
+    }
+}
+
+/// What the egress gateway says of this pod's run.
+fn egress_of<'a>(world: &World<'a>, pod: &PodView) -> Option<&'a EgressStatus> {
+    let egress = world.sandbox.status.as_ref()?.egress.as_ref()?;
+    (egress.pod_uid.as_deref() == Some(pod.uid.as_str())).then_some(egress)
+}
+
+/// The budget that this pod's run has used up, if the egress gateway says so. It may name no other reason.
+fn exhausted(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
+    let reason = egress_of(world, pod)?.exhausted?;
+    let field = match reason {
+        Reason::TokenBudgetExceeded => "limits.tokens",
+        Reason::ModelRequestBudgetExceeded => "limits.modelRequests",
+        Reason::StepBudgetExceeded => "limits.steps",
+        Reason::EgressByteBudgetExceeded => "limits.egressBytes",
+        _ => return None,
+    };
+    Some((
+        reason,
+        format!("the run has used up {field}; status.egress has the figures"),
+    ))
+}
+
 fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
     let creation_trouble = match &world.creation {
         Some(Creation::Mutated(what)) => Some(format!(
@@ -292,6 +354,13 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
             verdict.reason = Reason::NodeLost;
             "the node stopped reporting; whether the process has stopped is not known"
                 .clone_into(&mut verdict.message);
+        }
+        // A command that fails because the gateway refuses it ends by itself, often before anybody can end it.
+        if matches!(verdict.reason, Reason::NonZeroExit | Reason::Signaled)
+            && let Some((reason, message)) = exhausted(world, pod)
+        {
+            verdict.reason = reason;
+            verdict.message = format!("{message}; {}", verdict.message);
         }
         return finish(world, verdict);
     }
@@ -363,6 +432,9 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
     }
     if let NetworkView::Widened(by) = &world.network {
         return Some((Reason::NetworkNotIsolated, widened_message(by)));
+    }
+    if let Some(cause) = exhausted(world, pod) {
+        return Some(cause);
     }
     let age = |seconds: u32| {
         pod.created
@@ -448,7 +520,7 @@ fn without_pod(world: &World<'_>) -> Decision {
         }
         PolicyView::Valid { policy, .. } => policy,
     };
-    let run = match admit(spec, policy) {
+    let mut run = match admit(spec, policy) {
         Ok(run) => run,
         Err(rejection) => return reject(world, &rejection),
     };
@@ -469,6 +541,23 @@ fn without_pod(world: &World<'_>) -> Decision {
             return wait(world, reasons::NETWORK_NOT_READY, message, false);
         }
         NetworkView::Closed => {}
+    }
+    match &world.gateway {
+        GatewayView::NotNeeded => {}
+        GatewayView::NotReady(why) => {
+            let message = format!("the egress gateway of this namespace is not ready: {why}");
+            return wait(world, reasons::GATEWAY_NOT_READY, message, false);
+        }
+        GatewayView::Ready(address) => {
+            run.gateway = Some(GatewayAccess {
+                address: address.to_string(),
+                models: policy
+                    .egress
+                    .as_ref()
+                    .map(|egress| egress.models.clone())
+                    .unwrap_or_default(),
+            });
+        }
     }
     match &world.creation {
         Some(Creation::Conflict(why)) => {
@@ -526,7 +615,12 @@ fn reject(world: &World<'_>, rejection: &Rejection) -> Decision {
 
 fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool) -> Decision {
     let created = world.sandbox.metadata.creation_timestamp.as_ref();
-    let settles = matches!(reason, reasons::NETWORK_NOT_READY | reasons::POLICY_NOT_FOUND)
+    let passing = [
+        reasons::NETWORK_NOT_READY,
+        reasons::GATEWAY_NOT_READY,
+        reasons::POLICY_NOT_FOUND,
+    ];
+    let settles = passing.contains(&reason)
         && world.sandbox.status.is_none()
         && created.is_some_and(|created| world.now < created.0 + SETTLING);
     if settles {
@@ -571,6 +665,7 @@ fn stay(world: &World<'_>, stage: &Stage, before: Vec<Action>, wake: Option<Dura
 fn finish(world: &World<'_>, verdict: Verdict) -> Decision {
     let ended_at = verdict.ended_at;
     let mut status = status::compose(world, &Stage::Finished(Box::new(verdict)));
+    fold_egress(world, &mut status);
     let expires = expiration(world, &status);
     status.expiration_time = expires.map(Into::into);
     let mut after = Vec::new();
