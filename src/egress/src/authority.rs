@@ -81,3 +81,116 @@ fn parse_port(text: &str) -> Result<u16, Deny> {
         .flatten()
         .ok_or(Deny::RequestMalformed)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> Host {
+        Host::Name(HostName::parse(text).unwrap())
+    }
+
+    fn address(text: &str) -> Host {
+        Host::Address(text.parse().unwrap())
+    }
+
+    #[test]
+    fn names_and_addresses_are_read_with_their_ports() {
+        for (text, host, port) in [
+            ("example.org:443", name("example.org"), 443),
+            ("Example.ORG:8443", name("example.org"), 8443),
+            ("example.org", name("example.org"), 80),
+            ("10.1.2.3:5432", address("10.1.2.3"), 5432),
+            ("10.1.2.3", address("10.1.2.3"), 80),
+            ("[2001:4860::8888]:53", address("2001:4860::8888"), 53),
+            ("[2001:4860::8888]", address("2001:4860::8888"), 80),
+            ("example.org:65535", name("example.org"), 65535),
+        ] {
+            assert_eq!(parse(text, Some(80)), Ok((host, port)), "{text}");
+        }
+        assert_eq!(parse("example.org", None), Err(Deny::RequestMalformed));
+    }
+
+    #[test]
+    fn an_address_counts_in_its_usual_form_only() {
+        for text in [
+            "2130706433:443",
+            "0x7f.1:443",
+            "0177.0.0.1:443",
+            "127.1:443",
+            "127.0.0.1.:443",
+            "010.0.0.1:443",
+            "1.2.3.4.5:443",
+            "[::FFFF:1.2.3.4]:443",
+            "[2001:4860:0::8888]:443",
+            "[2001:4860::8888%eth0]:443",
+            "[::1:443",
+            "2001:4860::8888:443",
+            "::1",
+            "[1.2.3.4]:443",
+            "[]:443",
+        ] {
+            assert_eq!(parse(text, Some(443)), Err(Deny::AddressLiteral), "{text}");
+        }
+    }
+
+    #[test]
+    fn user_information_bad_ports_and_nonsense_are_refused() {
+        for (text, deny) in [
+            ("user@example.org:443", Deny::NameMalformed),
+            ("user:pass@example.org:443", Deny::NameMalformed),
+            ("example.org@evil.org:443", Deny::NameMalformed),
+            ("", Deny::NameMalformed),
+            (":443", Deny::NameMalformed),
+            ("example.org.:443", Deny::NameMalformed),
+            ("exa mple.org:443", Deny::NameMalformed),
+            ("example.org/:443", Deny::NameMalformed),
+            ("example.org:", Deny::RequestMalformed),
+            ("example.org:0", Deny::RequestMalformed),
+            ("example.org:00443", Deny::RequestMalformed),
+            ("example.org:+443", Deny::RequestMalformed),
+            ("example.org: 443", Deny::RequestMalformed),
+            ("example.org:65536", Deny::RequestMalformed),
+            ("example.org:443443", Deny::RequestMalformed),
+            ("example.org:https", Deny::RequestMalformed),
+            ("[::1]443", Deny::RequestMalformed),
+            ("[::1]:", Deny::RequestMalformed),
+        ] {
+            assert_eq!(parse(text, Some(443)), Err(deny), "{text:?}");
+        }
+        assert_eq!(parse(&"a.".repeat(200), Some(443)), Err(Deny::NameMalformed));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused_and_reads_back(text in ".{0,300}") {
+            if let Ok((host, port)) = parse(&text, Some(443)) {
+                let again = match host {
+                    Host::Address(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+                    _ => format!("{host}:{port}"),
+                };
+                prop_assert_eq!(parse(&again, None), Ok((host, port)));
+            }
+        }
+
+        #[test]
+        fn authority_like_text_is_read_or_refused_and_reads_back(text in "[\\[a-f0-9x.:\\]@%]{0,50}(:[0-9]{0,6})?") {
+            if let Ok((host, port)) = parse(&text, Some(443)) {
+                let again = match host {
+                    Host::Address(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+                    _ => format!("{host}:{port}"),
+                };
+                prop_assert_eq!(parse(&again, None), Ok((host, port)));
+            }
+        }
+
+        #[test]
+        fn every_address_is_read_in_the_form_it_prints(bits in any::<u128>(), small in any::<u32>(), port in 1..=u16::MAX) {
+            let (v6, v4) = (Ipv6Addr::from_bits(bits), Ipv4Addr::from_bits(small));
+            prop_assert_eq!(parse(&format!("[{v6}]:{port}"), None), Ok((Host::Address(v6.into()), port)));
+            prop_assert_eq!(parse(&format!("{v4}:{port}"), None), Ok((Host::Address(v4.into()), port)));
+        }
+    }
+}

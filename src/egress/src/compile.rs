@@ -29,6 +29,7 @@ pub(crate) fn compile(spec: &SandboxPolicySpec) -> Result<EgressPolicy, Vec<Stri
         .map(|(index, rule)| compile_rule(rule, &mut problems.at(format!("spec.egress.allow[{index}]"))))
         .collect();
     check_modes(&rules, &mut problems);
+    check_ambiguity(&rules, &mut problems);
     let models: Vec<Option<ModelRule>> = spec
         .models
         .iter()
@@ -103,11 +104,10 @@ fn compile_host_rule(rule: &EgressRule, host: &str, field: &mut Field<'_>) -> Op
     ];
     let sees_requests = http_fields.iter().any(|(_, is_set)| *is_set);
     let mode = match rule.tls {
-        Some(TlsMode::Passthrough) => Mode::Passthrough,
-        Some(TlsMode::Inspect) => Mode::Inspect,
         Some(TlsMode::None) => Mode::Plain,
+        Some(TlsMode::Inspect) => Mode::Inspect,
         None if is_wildcard || sees_requests => Mode::Inspect,
-        None => Mode::Passthrough,
+        Some(TlsMode::Passthrough) | None => Mode::Passthrough,
     };
     if mode == Mode::Passthrough {
         for (name, _) in http_fields.iter().filter(|(_, is_set)| *is_set) {
@@ -136,6 +136,8 @@ fn compile_host_rule(rule: &EgressRule, host: &str, field: &mut Field<'_>) -> Op
         .credential
         .as_ref()
         .and_then(|credential| parse_credential(credential, "credential", field));
+    let max_request_bytes = parse_bytes("maxRequestBytes", rule.max_request_bytes, field);
+    let max_bytes = parse_bytes("maxBytes", rule.max_bytes, field);
     Some(Rule {
         destination: Destination::Host(pattern?),
         ports,
@@ -143,8 +145,8 @@ fn compile_host_rule(rule: &EgressRule, host: &str, field: &mut Field<'_>) -> Op
         methods,
         paths,
         credential,
-        max_request_bytes: parse_bytes("maxRequestBytes", rule.max_request_bytes, field),
-        max_bytes: parse_bytes("maxBytes", rule.max_bytes, field),
+        max_request_bytes,
+        max_bytes,
         upgrade: rule.upgrade,
     })
 }
@@ -163,6 +165,7 @@ fn compile_range_rule(rule: &EgressRule, cidr: &str, field: &mut Field<'_>) -> O
     for (name, _) in host_fields.iter().filter(|(_, is_set)| *is_set) {
         field.has(name, "is for hosts: a cidr rule passes bytes");
     }
+    let max_bytes = parse_bytes("maxBytes", rule.max_bytes, field);
     Some(Rule {
         destination: Destination::Range(net?),
         ports,
@@ -171,7 +174,7 @@ fn compile_range_rule(rule: &EgressRule, cidr: &str, field: &mut Field<'_>) -> O
         paths: Vec::new(),
         credential: None,
         max_request_bytes: None,
-        max_bytes: parse_bytes("maxBytes", rule.max_bytes, field),
+        max_bytes,
         upgrade: false,
     })
 }
@@ -197,7 +200,13 @@ fn parse_host(host: &str, name: &str, field: &mut Field<'_>) -> Option<HostName>
 }
 
 fn name_problem(host: &str, deny: Deny) -> &'static str {
-    if deny == Deny::AddressLiteral {
+    if host.contains("://") {
+        "is a URL: write the name alone"
+    } else if host.split_once(':').is_some_and(|(name, port)| {
+        !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty()
+    }) {
+        "has a port: write it in ports"
+    } else if deny == Deny::AddressLiteral {
         "is an address: use cidr"
     } else if host.ends_with('.') {
         "ends with a dot: write it without"
@@ -318,6 +327,54 @@ fn check_modes(rules: &[Option<Rule>], problems: &mut Problems) {
             }
         }
     }
+}
+
+/// A request to which a credential would be added may match one rule only. A rule that matches whatever a credentialed
+/// one does would have all its requests refused.
+fn check_ambiguity(rules: &[Option<Rule>], problems: &mut Problems) {
+    for (index, rule) in rules.iter().enumerate() {
+        let Some(rule) = rule.as_ref().filter(|rule| rule.credential.is_some()) else {
+            continue;
+        };
+        let shadow = rules.iter().enumerate().find(|(other, candidate)| {
+            *other != index
+                && candidate
+                    .as_ref()
+                    .is_some_and(|candidate| covers(candidate, rule))
+        });
+        if let Some((other, _)) = shadow {
+            problems.at(format!("spec.egress.allow[{index}]")).has(
+                "credential",
+                &format!(
+                    "can't be used: spec.egress.allow[{other}] matches the same requests, and exactly one may"
+                ),
+            );
+        }
+    }
+}
+
+/// Whether every request that `rule` allows is allowed by `wide` as well.
+fn covers(wide: &Rule, rule: &Rule) -> bool {
+    let (Destination::Host(pattern), Destination::Host(HostPattern::Exact(host))) =
+        (&wide.destination, &rule.destination)
+    else {
+        return false;
+    };
+    let covers_paths = |path: &PathPattern| {
+        wide.paths.iter().any(|cover| match (cover, path) {
+            (PathPattern::Below(prefix), PathPattern::Exact(path) | PathPattern::Below(path)) => {
+                path.starts_with(&**prefix)
+            }
+            (PathPattern::Exact(exact), PathPattern::Exact(path)) => exact == path,
+            (PathPattern::Exact(_), PathPattern::Below(_)) => false,
+        })
+    };
+    wide.mode == rule.mode
+        && pattern.matches(host)
+        && rule.ports.iter().all(|port| wide.ports.contains(port))
+        && (wide.methods.is_empty()
+            || (!rule.methods.is_empty() && rule.methods.iter().all(|method| wide.methods.contains(method))))
+        && (wide.paths.is_empty() || (!rule.paths.is_empty() && rule.paths.iter().all(covers_paths)))
 }
 
 fn compile_model(index: usize, model: &Model, field: &mut Field<'_>) -> Option<ModelRule> {
@@ -468,3 +525,7 @@ fn check_models(models: &[Option<ModelRule>], rules: &[Option<Rule>], problems: 
         }
     }
 }
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

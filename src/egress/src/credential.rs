@@ -142,3 +142,210 @@ fn is_secret_key(key: &str) -> bool {
         && key != "."
         && !key.starts_with("..")
 }
+
+#[cfg(test)]
+mod tests {
+    use agentsandbox_api::gateway::CONSENT_KEY;
+    use agentsandbox_api::policy::SecretKey;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spec(header: &str, format: &str) -> policy::Credential {
+        policy::Credential {
+            secret_ref: SecretKey {
+                name: "token".to_owned(),
+                key: "value".to_owned(),
+            },
+            header: header.to_owned(),
+            format: format.to_owned(),
+        }
+    }
+
+    fn bearer() -> Credential {
+        Credential::parse(&spec("Authorization", "Bearer {}")).unwrap()
+    }
+
+    #[test]
+    fn usual_headers_and_formats_are_taken() {
+        for (header, format, value) in [
+            ("Authorization", "Bearer {}", "Bearer s3cret"),
+            ("authorization", "Basic {}", "Basic s3cret"),
+            ("X-Api-Key", "{}", "s3cret"),
+            ("PRIVATE-TOKEN", "{}", "s3cret"),
+            ("Authorization", "Token token=\"{}\"", "Token token=\"s3cret\""),
+        ] {
+            let credential = Credential::parse(&spec(header, format)).unwrap();
+            let made = credential.value(b"s3cret").unwrap();
+            assert_eq!(made, value);
+            assert!(made.is_sensitive());
+        }
+    }
+
+    #[test]
+    fn headers_that_frame_or_route_are_refused() {
+        for header in [
+            "Host",
+            "Cookie",
+            "Set-Cookie",
+            "Content-Length",
+            "Content-Type",
+            "Transfer-Encoding",
+            "Connection",
+            "Keep-Alive",
+            "TE",
+            "Trailer",
+            "Upgrade",
+            "Proxy-Authorization",
+            "Proxy-Connection",
+            "Proxy-Anything",
+            "X-Forwarded-For",
+            "X-Forwarded-Host",
+            "Forwarded",
+            "Via",
+            "X-Original-URL",
+            "X-Rewrite-URL",
+            "X-HTTP-Method-Override",
+            "Expect",
+            "Range",
+            "If-Match",
+            "Accept-Encoding",
+            "HTTP2-Settings",
+            "Sec-WebSocket-Key",
+            "X_Api_Key",
+            ":authority",
+            "",
+            "a b",
+            "a\r\nb",
+        ] {
+            let problems = Credential::parse(&spec(header, "{}")).unwrap_err();
+            assert_eq!(problems[0].0, "header", "{header}");
+        }
+    }
+
+    #[test]
+    fn formats_have_one_place_for_the_value_and_nothing_unprintable() {
+        for format in [
+            "",
+            "Bearer",
+            "{} {}",
+            "{{}}",
+            "{",
+            "Bearer {}\r\nHost: x",
+            "Bär {}",
+            "\t{}",
+            &"a".repeat(200),
+        ] {
+            let problems = Credential::parse(&spec("Authorization", format)).unwrap_err();
+            assert_eq!(problems[0].0, "format", "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_named_as_kubernetes_names_them_so_that_no_path_leads_out_of_its_folder() {
+        for (name, key, field) in [
+            ("", "k", "secretRef.name"),
+            ("../other", "k", "secretRef.name"),
+            ("a/b", "k", "secretRef.name"),
+            ("A", "k", "secretRef.name"),
+            ("a..b", "k", "secretRef.name"),
+            ("-a", "k", "secretRef.name"),
+            ("a", "", "secretRef.key"),
+            ("a", "..", "secretRef.key"),
+            ("a", "..data", "secretRef.key"),
+            ("a", ".", "secretRef.key"),
+            ("a", "b/c", "secretRef.key"),
+            ("a", CONSENT_KEY, "secretRef.key"),
+        ] {
+            let mut spec = spec("Authorization", "{}");
+            spec.secret_ref = SecretKey {
+                name: name.to_owned(),
+                key: key.to_owned(),
+            };
+            assert_eq!(Credential::parse(&spec).unwrap_err()[0].0, field, "{name} {key}");
+        }
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let mut spec = spec("Host", "");
+        spec.secret_ref.name = "/".to_owned();
+        spec.secret_ref.key = "/".to_owned();
+        let fields: Vec<_> = Credential::parse(&spec)
+            .unwrap_err()
+            .into_iter()
+            .map(|(field, _)| field)
+            .collect();
+        assert_eq!(fields, ["secretRef.name", "secretRef.key", "header", "format"]);
+    }
+
+    #[test]
+    fn values_that_are_no_plain_text_are_refused() {
+        let long = vec![b'a'; VALUE_MAX + 1];
+        for value in [
+            &b""[..],
+            b"abc\n",
+            b"abc\r\n",
+            b"a\nHost: evil",
+            b"a\0b",
+            b"a\tb",
+            b"\xff\xfe",
+            " a".as_bytes(),
+            b"a ",
+            "ü".as_bytes(),
+            &long,
+        ] {
+            assert_eq!(
+                bearer().value(value),
+                Err(Deny::CredentialUnavailable),
+                "{value:?}"
+            );
+        }
+        assert!(bearer().value(&vec![b'a'; VALUE_MAX]).is_ok());
+    }
+
+    #[test]
+    fn a_host_is_consented_to_by_its_exact_name() {
+        let host = HostName::parse("api.example.org").unwrap();
+        for (list, consents) in [
+            (&b"api.example.org"[..], true),
+            (b"api.example.org\n", true),
+            (b"other.org\r\n  API.example.org  \r\n", true),
+            (b"# hosts\napi.example.org", true),
+            (b"", false),
+            (b"\n\n", false),
+            (b"example.org", false),
+            (b"*.example.org", false),
+            (b"*", false),
+            (b"api.example.org.evil.com", false),
+            (b"evil-api.example.org", false),
+            (b"#api.example.org", false),
+            (b"api.example.org,other.org", false),
+            (b"api.example.org:443", false),
+            (b"api.example.org\xff", false),
+        ] {
+            let found = consent(list, &host).is_ok();
+            assert_eq!(found, consents, "{}", String::from_utf8_lossy(list));
+        }
+        let long = [vec![b'\n'; CONSENT_MAX], b"api.example.org".to_vec()].concat();
+        assert_eq!(consent(&long, &host), Err(Deny::CredentialUnavailable));
+    }
+
+    proptest! {
+        #[test]
+        fn any_list_consents_to_a_host_only_by_a_line_with_its_name(list in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let host = HostName::parse("a.b").unwrap();
+            if consent(&list, &host).is_ok() {
+                prop_assert!(list.to_ascii_lowercase().split(|byte| *byte == b'\n').any(|line| line.trim_ascii() == b"a.b"));
+            }
+        }
+
+        #[test]
+        fn any_value_is_refused_or_a_header_of_one_line(value in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(header) = bearer().value(&value) {
+                prop_assert_eq!(header.as_bytes(), [b"Bearer ", &value[..]].concat());
+                prop_assert!(header.as_bytes().iter().all(|byte| (0x20..0x7f).contains(byte)));
+            }
+        }
+    }
+}

@@ -65,12 +65,16 @@ fn answer(question: &[u8], judge: impl FnOnce(&Query) -> Result<Vec<RData>, Deny
     let Some(query) = message.queries.first() else {
         return nothing();
     };
-    let judgement = judge(query);
+    let judgement = if message.metadata.op_code == OpCode::Query {
+        judge(query)
+    } else {
+        Err(Deny::QueryNotAllowed)
+    };
     Answer {
         response: respond(&message, query, judgement.as_deref().map_err(|deny| *deny)),
         name: record::plain(&query.name().to_ascii(), NAME_MAX + 1)
             .trim_end_matches('.')
-            .to_owned(),
+            .to_ascii_lowercase(),
         kind: record::plain(&query.query_type().to_string(), record::TEXT_MAX).into_owned(),
         deny: judgement.err(),
     }
@@ -129,7 +133,7 @@ fn judge(query: &Query, policy: &EgressPolicy, service: &[IpAddr]) -> Result<Vec
 /// The name in a question. Its labels may hold any byte, dots included, so it is put together from them.
 fn host(name: &Name) -> Result<HostName, Deny> {
     let mut text = String::new();
-    for label in name.iter() {
+    for label in name {
         if !label
             .iter()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -153,9 +157,8 @@ fn respond(message: &Message, query: &Query, judgement: Result<&[RData], Deny>) 
     response.metadata.recursion_desired = message.metadata.recursion_desired;
     response.metadata.recursion_available = true;
     response.add_query(query.clone());
-    let is_query = message.metadata.op_code == OpCode::Query;
     response.metadata.response_code = match judgement {
-        Ok(data) if is_query => {
+        Ok(data) => {
             for data in data {
                 response.add_answer(Record::from_rdata(
                     query.name().clone(),
@@ -165,7 +168,7 @@ fn respond(message: &Message, query: &Query, judgement: Result<&[RData], Deny>) 
             }
             ResponseCode::NoError
         }
-        _ => ResponseCode::Refused,
+        Err(_) => ResponseCode::Refused,
     };
     if message.edns.is_some() {
         let mut edns = Edns::new();
@@ -184,3 +187,7 @@ fn header_only(header: &[u8; HEADER]) -> Vec<u8> {
     response[3] = 0x80 | 5;
     response.to_vec()
 }
+
+#[cfg(test)]
+#[path = "dns_tests.rs"]
+mod tests;

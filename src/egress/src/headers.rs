@@ -16,6 +16,7 @@ pub const FIELDS_MAX: usize = 100;
 
 /// What matters of a request's headers before a rule is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, each with a name
 pub struct Facts {
     /// The request would turn the connection into a WebSocket.
     pub upgrade: bool,
@@ -81,6 +82,12 @@ pub fn facts(version: Version, method: &str, headers: &HeaderMap) -> Result<Fact
             let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
             if !is_websocket || !asks_upgrade || method != "GET" || version != Version::HTTP_11 {
                 return Err(Deny::UpgradeNotAllowed);
+            }
+            // What follows such a request is the other protocol's, or a body: not both.
+            if content_length.is_some_and(|length| length > 0)
+                || headers.contains_key(header::TRANSFER_ENCODING)
+            {
+                return Err(Deny::RequestMalformed);
             }
             true
         }
@@ -328,3 +335,7 @@ fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &
         .map(str::trim)
         .filter(|element| !element.is_empty())
 }
+
+#[cfg(test)]
+#[path = "headers_tests.rs"]
+mod tests;

@@ -128,22 +128,19 @@ impl Registry {
         for address in &pod.addresses {
             self.at.entry(*address).or_default().push(pod.uid.clone());
         }
-        match self.pods.get_mut(&pod.uid) {
-            Some(entry) => {
-                entry.voided |= entry.pod.is_another_run(&pod);
-                if entry.pod.addresses != pod.addresses {
-                    entry.run = None;
-                }
-                entry.pod = pod;
+        if let Some(entry) = self.pods.get_mut(&pod.uid) {
+            entry.voided |= entry.pod.is_another_run(&pod);
+            if entry.pod.addresses != pod.addresses {
+                entry.run = None;
             }
-            None => {
-                let entry = Entry {
-                    pod,
-                    run: None,
-                    voided: false,
-                };
-                self.pods.insert(entry.pod.uid.clone(), entry);
-            }
+            entry.pod = pod;
+        } else {
+            let entry = Entry {
+                pod,
+                run: None,
+                voided: false,
+            };
+            self.pods.insert(entry.pod.uid.clone(), entry);
         }
         self.no_longer_bound(before)
     }
@@ -315,3 +312,7 @@ pub fn parse_sha256(text: &str) -> Option<Sha> {
     }
     Some(sha)
 }
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;

@@ -170,3 +170,187 @@ impl fmt::Display for HostPattern {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn host(text: &str) -> HostName {
+        HostName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn names_are_fully_qualified_and_in_small_letters() {
+        for (text, name) in [
+            ("api.github.com", "api.github.com"),
+            ("API.GitHub.Com", "api.github.com"),
+            ("_dmarc.example.org", "_dmarc.example.org"),
+            ("xn--mnchen-3ya.de", "xn--mnchen-3ya.de"),
+            ("1.2.3.4.example", "1.2.3.4.example"),
+            ("0x7f.example", "0x7f.example"),
+            ("a.b", "a.b"),
+        ] {
+            assert_eq!(
+                HostName::parse(text).map(|name| name.to_string()),
+                Ok(name.to_owned()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        let long_label = format!("{}.org", "a".repeat(64));
+        let long_name = format!("{}org", "a.".repeat(126));
+        for text in [
+            "",
+            ".",
+            "localhost",
+            "github",
+            "github.com.",
+            ".github.com",
+            "git..hub.com",
+            "-a.org",
+            "a-.org",
+            "a b.org",
+            "a\0.org",
+            "a\r\n.org",
+            "münchen.de",
+            "user@example.org",
+            "example.org/path",
+            "example.org?",
+            "example.org%00",
+            "*.example.org",
+            "example.c_m",
+            &long_label,
+            &long_name,
+        ] {
+            assert_eq!(HostName::parse(text), Err(Deny::NameMalformed), "{text:?}");
+        }
+        assert!(HostName::parse(&format!("{}.org", "a".repeat(63))).is_ok());
+    }
+
+    #[test]
+    fn an_address_is_no_name_in_any_spelling() {
+        for text in [
+            "127.0.0.1",
+            "127.0.0.1.",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7F.1",
+            "0X7f.0.0.1",
+            "017700000001",
+            "0177.0.0.1",
+            "1.2.3.4.5",
+            "example.1",
+            "example.0x1f",
+            "example.0x",
+            "::1",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "fe80::1%eth0",
+            "example.org:443",
+        ] {
+            assert_eq!(HostName::parse(text), Err(Deny::AddressLiteral), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_matches_what_is_below_and_nothing_else() {
+        let pattern: HostPattern = "*.Example.org".parse().unwrap();
+        assert_eq!(pattern.to_string(), "*.example.org");
+        for (name, matches) in [
+            ("a.example.org", true),
+            ("a.b.example.org", true),
+            ("example.org", false),
+            ("evilexample.org", false),
+            ("evil-example.org", false),
+            ("a.example.org.evil.com", false),
+            ("example.org.evil.com", false),
+            ("a.example.orgx", false),
+        ] {
+            assert_eq!(pattern.matches(&host(name)), matches, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_no_more_than_a_name_needs() {
+        let pattern: HostPattern = "*.example.org".parse().unwrap();
+        let below = |below: &str| pattern.matches(&host(&format!("{below}.example.org")));
+        assert!(below("123e4567-e89b-12d3-a456-426614174000"));
+        assert!(below(&"a".repeat(WILDCARD_LABEL_MAX)));
+        assert!(!below(&"a".repeat(WILDCARD_LABEL_MAX + 1)));
+        assert!(below("a.b.c.d"));
+        assert!(!below(&["abcdefghi"; 10].join(".")));
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_one_star_before_a_name() {
+        for text in [
+            "*",
+            "*.",
+            "*.com",
+            "*example.org",
+            "*.*.example.org",
+            "a.*.org",
+            "**.example.org",
+            "*.1.2.3.4",
+            "",
+        ] {
+            assert!(text.parse::<HostPattern>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_exact_pattern_is_narrower_than_any_wildcard() {
+        let specificity = |text: &str| text.parse::<HostPattern>().unwrap().specificity();
+        assert!(specificity("a.b.org") > specificity("*.b.org"));
+        assert!(specificity("a.org") > specificity("*.very.long.name.org"));
+        assert!(specificity("*.a.b.org") > specificity("*.b.org"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_name_that_reads_back_or_is_refused(text in ".{0,300}") {
+            if let Ok(name) = HostName::parse(&text) {
+                prop_assert_eq!(name.as_str(), text.to_ascii_lowercase());
+                prop_assert_eq!(&HostName::parse(name.as_str()).unwrap(), &name);
+                prop_assert!(name.as_str().parse::<std::net::IpAddr>().is_err());
+            }
+        }
+
+        #[test]
+        fn name_like_text_is_a_name_that_reads_back_or_is_refused(text in "[a-zA-Z0-9_.*-]{1,260}") {
+            if let Ok(name) = HostName::parse(&text) {
+                prop_assert!(name.as_str().len() <= NAME_MAX && name.as_str().contains('.'));
+                prop_assert_eq!(&HostName::parse(name.as_str()).unwrap(), &name);
+            }
+            if let Ok(pattern) = text.parse::<HostPattern>() {
+                prop_assert_eq!(pattern.to_string().parse::<HostPattern>(), Ok(pattern));
+            }
+        }
+
+        #[test]
+        fn no_number_that_resolvers_take_for_an_address_is_a_name(parts in proptest::collection::vec(any::<u32>(), 1..5), forms in proptest::collection::vec(0..3_u8, 5)) {
+            let text: Vec<String> = parts.iter().zip(&forms).map(|(part, form)| match form {
+                0 => part.to_string(),
+                1 => format!("0x{part:x}"),
+                _ => format!("0{part:o}"),
+            }).collect();
+            prop_assert_eq!(HostName::parse(&text.join(".")), Err(Deny::AddressLiteral));
+        }
+
+        #[test]
+        fn a_wildcard_never_matches_its_own_domain_or_a_name_outside(domain in "[a-z]{1,8}\\.[a-z]{2,4}", other in "[a-z.-]{1,20}") {
+            let pattern = HostPattern::Below(host(&domain));
+            prop_assert!(!pattern.matches(&host(&domain)));
+            if let Ok(name) = HostName::parse(&other) {
+                let suffix = format!(".{domain}");
+                prop_assert_eq!(pattern.matches(&name), name.as_str().ends_with(&suffix) && name.as_str().len() > suffix.len());
+            }
+        }
+    }
+}

@@ -1,7 +1,6 @@
 //! Each decision as one line of the log, and the chain that shows when a line is missing or was changed.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -17,8 +16,10 @@ pub const PATH_MAX: usize = 512;
 pub const TEXT_MAX: usize = 128;
 /// Longest name of an object, in bytes.
 const NAME_MAX: usize = 253;
+/// Longest method, in bytes.
+pub const METHOD_MAX: usize = 32;
 /// Longest line, in bytes: the texts at their longest, each of their bytes escaped once (`"` and `\`), and the figures.
-pub const LINE_MAX: usize = 4 << 10;
+pub const LINE_MAX: usize = 5 << 10;
 
 /// Kind of a record, by the class numbers of OCSF (<https://schema.ocsf.io>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +192,7 @@ impl Chain {
             reason: record.reason,
             destination: plain(record.destination, DESTINATION_MAX),
             port: record.port,
-            method: record.method.map(|text| plain(text, TEXT_MAX)),
+            method: record.method.map(|text| plain(text, METHOD_MAX)),
             path: record
                 .path
                 .map(|text| plain(crate::path::split(text).0, PATH_MAX)),
@@ -207,6 +208,16 @@ impl Chain {
         text
     }
 
+    /// The chain of which the last record is known, from a run's status. Records that were written after that status are
+    /// followed by others of the same number: the log shows both.
+    #[must_use]
+    pub fn resume(records: u64, head: &str) -> Option<Self> {
+        Some(Self {
+            records,
+            head: Some(crate::identity::parse_sha256(head)?),
+        })
+    }
+
     /// How many records there are.
     #[must_use]
     pub fn records(&self) -> u64 {
@@ -216,14 +227,18 @@ impl Chain {
     /// Hash of the last record, in hexadecimal digits: it covers all before it.
     #[must_use]
     pub fn head(&self) -> Option<String> {
-        let head = self.head?;
-        let mut text = String::with_capacity(64);
-        for byte in head {
-            // Writing to a String does not fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        Some(text)
+        self.head.as_ref().map(hex)
     }
+}
+
+/// A SHA-256 in hexadecimal digits.
+#[must_use]
+pub fn hex(sha: &[u8; 32]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = sha.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
 }
 
 #[derive(Serialize)]
@@ -284,3 +299,7 @@ pub fn plain(text: &str, max: usize) -> Cow<'_, str> {
     }
     Cow::Owned(plain)
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

@@ -427,3 +427,7 @@ impl Rule {
             .ok_or((4, Deny::PathNotAllowed))
     }
 }
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod tests;

@@ -73,8 +73,10 @@ fn since(then: Instant, now: Instant) -> f64 {
 
 /// Places for many holders, of which none can take what the others need.
 ///
-/// Each may hold up to `each`. Once three quarters of all places are taken, only those get another one that hold less
-/// than their equal part, so the last quarter is for those who have little.
+/// Each may hold up to a fixed number, and fewer as the free ones become fewer: another place is had only by a holder
+/// with less than are free (the dynamic threshold of Choudhury and Hahne, «Dynamic queue length thresholds for
+/// shared-memory packet switches», 1998). One alone comes to half of all, `n` that take what they can to `1/(n + 1)` each;
+/// so some are always free for a newcomer, whatever the others do.
 #[derive(Debug)]
 pub struct Places<K> {
     total: usize,
@@ -98,10 +100,7 @@ impl<K: Clone + Eq + Hash> Places<K> {
     /// Takes a place, if the holder may have one more. It must be given back by [`Places::free`].
     pub fn take(&mut self, holder: &K) -> bool {
         let held = self.held(holder);
-        let others = self.held.len() - usize::from(held > 0);
-        let part = (self.total / (others + 1)).max(1);
-        let is_scarce = self.taken >= self.total - self.total / 4;
-        if held >= self.each || self.taken >= self.total || (is_scarce && held >= part) {
+        if held >= self.each || held >= self.total - self.taken {
             return false;
         }
         self.taken += 1;
@@ -131,5 +130,127 @@ impl<K: Clone + Eq + Hash> Places<K> {
     #[must_use]
     pub fn taken(&self) -> usize {
         self.taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn after(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_at_once_and_its_rate_after() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(3, 10, start);
+        assert!(bucket.take(start) && bucket.take(start) && bucket.take(start));
+        assert!(!bucket.take(start));
+        assert_eq!(bucket.wait(1, start), Some(Duration::from_millis(100)));
+        assert!(!bucket.take(after(start, 99)));
+        assert!(bucket.take(after(start, 101)));
+        assert!(!bucket.is_full(after(start, 101)));
+        assert!(bucket.is_full(after(start, 60_000)));
+        let later = after(start, 60_000);
+        assert_eq!((0..10).filter(|_| bucket.take(later)).count(), 3);
+    }
+
+    #[test]
+    fn a_bucket_gives_all_that_is_asked_for_or_none() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(5, 1, start);
+        assert!(!bucket.take_many(6, start));
+        assert!(bucket.take_many(5, start));
+        assert_eq!(bucket.wait(6, start), None);
+        assert_eq!(bucket.wait(5, start), Some(Duration::from_secs(5)));
+        assert_eq!(Bucket::new(0, 0, start).wait(1, start), None);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_gives_nothing() {
+        let start = after(Instant::now(), 10_000);
+        let mut bucket = Bucket::new(1, 1, start);
+        assert!(bucket.take(start));
+        let earlier = start.checked_sub(Duration::from_secs(5)).unwrap();
+        assert!(!bucket.take(earlier));
+        assert!(!bucket.take(after(start, 900)));
+        assert!(bucket.take(after(start, 1_100)));
+    }
+
+    #[test]
+    fn one_that_takes_all_it_can_leaves_room_for_others() {
+        let mut places = Places::new(1_000, 10_000);
+        let hog = (0..5_000).filter(|_| places.take(&"hog")).count();
+        assert_eq!(hog, 500);
+        let second = (0..5_000).filter(|_| places.take(&"second")).count();
+        assert_eq!(second, 250);
+        assert!(places.take(&"newcomer"));
+        assert!(!places.take(&"hog"));
+    }
+
+    #[test]
+    fn nobody_holds_more_than_the_fixed_number() {
+        let mut places = Places::new(1_000, 3);
+        assert_eq!((0..10).filter(|_| places.take(&1)).count(), 3);
+        places.free(&1);
+        assert_eq!(places.held(&1), 2);
+        assert!(places.take(&1));
+    }
+
+    #[test]
+    fn a_place_given_back_twice_counts_once() {
+        let mut places = Places::new(10, 10);
+        assert!(places.take(&1));
+        places.free(&1);
+        places.free(&1);
+        places.free(&2);
+        assert_eq!((places.taken(), places.held(&1)), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_span_of_time_gives_more_than_burst_and_rate(burst in 0..50_u32, rate in 0..100_u32, steps in proptest::collection::vec((0..500_u64, 0..20_u32), 0..60)) {
+            let start = Instant::now();
+            let mut bucket = Bucket::new(burst, rate, start);
+            let (mut millis, mut given) = (0, 0);
+            for (pause, tries) in steps {
+                millis += pause;
+                given += (0..tries).filter(|_| bucket.take(after(start, millis))).count();
+            }
+            let most = f64::from(burst) + f64::from(rate) * Duration::from_millis(millis).as_secs_f64();
+            prop_assert!(f64::from(u32::try_from(given).unwrap()) <= most + 1e-6);
+        }
+
+        #[test]
+        fn what_is_waited_for_is_there(burst in 1..50_u32, rate in 1..100_u32, taken in 0..50_u32, count in 1..50_u32) {
+            let start = Instant::now();
+            let mut bucket = Bucket::new(burst, rate, start);
+            bucket.take_many(taken.min(burst), start);
+            match bucket.wait(count, start) {
+                Some(wait) => prop_assert!(bucket.take_many(count, start + wait + Duration::from_micros(1))),
+                None => prop_assert!(count > burst),
+            }
+        }
+
+        #[test]
+        fn places_add_up_and_newcomers_always_find_one(total in 2..200_usize, each in 1..50_usize, steps in proptest::collection::vec((0..20_u8, any::<bool>()), 0..400)) {
+            let mut places = Places::new(total, each);
+            for (holder, takes) in steps {
+                if takes {
+                    let is_new = places.held(&holder) == 0;
+                    let is_room = places.taken() < total;
+                    let took = places.take(&holder);
+                    prop_assert!(!is_new || took == is_room);
+                } else {
+                    places.free(&holder);
+                }
+                let sum: usize = (0..20).map(|holder| places.held(&holder)).sum();
+                prop_assert_eq!(sum, places.taken());
+                prop_assert!(sum <= total && (0..20).all(|holder| places.held(&holder) <= each));
+            }
+        }
     }
 }
