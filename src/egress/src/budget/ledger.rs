@@ -150,6 +150,10 @@ impl Ledger {
     }
 
     /// Ends a reservation: `spent` was really spent, be it less or more than was granted.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a reservation that is taken can't be settled twice"
+    )]
     pub fn settle(&mut self, reservation: Reservation, spent: Counters) {
         // What began in a window belongs to it, also if it ends in the next one.
         if reservation.epoch == self.epoch {

@@ -21,6 +21,8 @@ mod openai_responses;
 mod request;
 mod scan;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
