@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/echo` and every other | the request as JSON, headers and the body's size and digest included |
 //! | `/reflect` | the request's credentials, in a header and in the body; `?split` byte by byte, `?gzip` compressed |
+//! | `/digest` | the digest of the request's credentials, by which a caller can see that they changed |
 //! | `/redirect?to=URL` | 302 |
 //! | `/status?code=N` | that status |
 //! | `/bytes?n=N` | so many bytes |
@@ -43,6 +44,7 @@ pub async fn serve(connection: &Connection, request: Request<Incoming>) -> Respo
     let number = |name: &str| query.get(name).and_then(|value| value.parse::<u64>().ok());
     match request.uri().path() {
         "/reflect" => reflect(&request, &query),
+        "/digest" => text(200, &hex(&Sha256::digest(credentials(&request)))),
         "/redirect" => {
             let to = query.get("to").map_or("/echo", String::as_str);
             with_header(text(302, "elsewhere"), "location", to)
@@ -109,14 +111,7 @@ async fn echo(connection: &Connection, request: Request<Incoming>) -> Response {
 
 /// Sends credentials back, as a careless or hostile server would.
 fn reflect(request: &Request<Incoming>, query: &HashMap<String, String>) -> Response {
-    let seen: Vec<String> = CREDENTIALS
-        .iter()
-        .filter_map(|name| {
-            let value = request.headers().get(*name)?;
-            Some(format!("{name}: {}", bounded(value.as_bytes())))
-        })
-        .collect();
-    let shown = seen.join(" | ");
+    let shown = credentials(request);
     let response = if query.contains_key("gzip") {
         compressed(shown.as_bytes())
     } else if query.contains_key("split") {
@@ -132,6 +127,18 @@ fn reflect(request: &Request<Incoming>, query: &HashMap<String, String>) -> Resp
         text(200, &shown)
     };
     with_header(response, "x-reflected", &shown)
+}
+
+/// Every credential of a request.
+fn credentials(request: &Request<Incoming>) -> String {
+    let seen: Vec<String> = CREDENTIALS
+        .iter()
+        .filter_map(|name| {
+            let value = request.headers().get(*name)?;
+            Some(format!("{name}: {}", bounded(value.as_bytes())))
+        })
+        .collect();
+    seen.join(" | ")
 }
 
 fn compressed(content: &[u8]) -> Response {

@@ -1,6 +1,7 @@
 //! APIs of model providers. Answers are words, and tokens are counted as words, so that every figure can be foretold:
 //! input is the words of all texts of the request, output the words of the answer. `say N` in the last text asks for N
-//! words; without it there are eight.
+//! words; without it there are eight. A chat that offers a function and holds no result of one yet is answered by a
+//! call of the first, which costs five.
 //!
 //! Hosts below `models.test` want a key that begins with `sk-real-`. The name of the model can ask for trouble:
 //!

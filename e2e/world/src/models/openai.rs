@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use super::{Asked, identifier, words_in};
 use crate::body::{Response, json as in_json};
 
+/// Tokens of a call of a function.
+const CALL: i64 = 5;
 const CREATED: i64 = 1_767_225_600;
 /// Numbers of an embedding.
 const DIMENSIONS: usize = 8;
@@ -29,8 +31,21 @@ fn choices(asked: &Asked<'_>) -> i64 {
     asked.body["n"].as_i64().unwrap_or(1).clamp(1, 16)
 }
 
+/// The function that the answer calls, if the request offers any and none has been called yet.
+fn called<'a>(asked: &Asked<'a>) -> Option<&'a str> {
+    let messages = asked.body["messages"].as_array();
+    let has_result = messages.is_some_and(|messages| messages.iter().any(|one| one["role"] == "tool"));
+    let name = asked.body["tools"][0]["function"]["name"].as_str();
+    name.filter(|_| !has_result && !asked.stream)
+}
+
 fn chat_usage(asked: &Asked<'_>) -> Option<Value> {
-    let output = i64::try_from(asked.output).unwrap_or(i64::MAX) * choices(asked);
+    let one = if called(asked).is_some() {
+        CALL
+    } else {
+        i64::try_from(asked.output).unwrap_or(i64::MAX)
+    };
+    let output = one * choices(asked);
     asked.usage(&[
         ("prompt_tokens", asked.input),
         ("completion_tokens", output),
@@ -43,13 +58,24 @@ pub fn chat(asked: &Asked<'_>) -> Response {
     if asked.stream {
         return chat_stream(asked, &id);
     }
+    let (message, finish) = match called(asked) {
+        Some(name) => {
+            let call = json!({
+                "id": identifier("call_"), "type": "function",
+                "function": {"name": name, "arguments": "{\"expression\": \"6 * 7\"}"},
+            });
+            (
+                json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+                "tool_calls",
+            )
+        }
+        None => (
+            json!({"role": "assistant", "content": asked.text(), "refusal": null}),
+            finish(asked),
+        ),
+    };
     let answers: Vec<Value> = (0..choices(asked))
-        .map(|index| {
-            json!({
-                "index": index, "finish_reason": finish(asked), "logprobs": null,
-                "message": {"role": "assistant", "content": asked.text(), "refusal": null},
-            })
-        })
+        .map(|index| json!({"index": index, "finish_reason": finish, "logprobs": null, "message": message}))
         .collect();
     let mut body = json!({
         "id": id, "object": "chat.completion", "created": CREATED, "model": asked.model, "choices": answers,
