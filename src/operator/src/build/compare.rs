@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::quantity::same_amount;
 
@@ -111,19 +111,25 @@ pub fn object_difference<K: ResourceExt + Serialize>(built: &K, live: &K) -> Opt
         .find_map(|(field, value)| difference(field, value, live.get(field).unwrap_or(&Value::Null)))
 }
 
-/// A merge patch (RFC 7396) that makes a live object say what was built and nothing else. Server-side apply leaves what
-/// somebody else has put into a list or beside our fields; this does not.
+/// A merge patch (RFC 7396) that makes a live object say what was built and nothing else, labels and owners of others
+/// aside.
 #[must_use]
 pub fn overwriting_patch<K: ResourceExt + Serialize>(built: &K, live: &K) -> Value {
+    let others = live
+        .owner_references()
+        .iter()
+        .filter(|owner| owner.kind != "SandboxPolicy");
+    let owners: Vec<_> = built.owner_references().iter().chain(others).collect();
+    let metadata = json!({"labels": built.labels(), "ownerReferences": owners});
     let live = content(live);
-    let patch = content(built)
+    let mut patch: Map<String, Value> = content(built)
         .into_iter()
         .map(|(field, value)| {
-            let other = live.get(&field).cloned().unwrap_or_default();
-            let forced = overwriting(value, &other);
+            let forced = overwriting(value, live.get(&field).unwrap_or(&Value::Null));
             (field, forced)
         })
         .collect();
+    patch.insert("metadata".to_owned(), metadata);
     Value::Object(patch)
 }
 

@@ -62,9 +62,20 @@ pub async fn ensure(namespace: &str, context: &Context) -> Result<State, Request
         Ok(deployment) => Ok(state(&deployment)),
         Err(ApplyError::Request(error)) if !is_refusal(&error) => Err(error),
         Err(error) => {
-            warn!(%error, "the egress gateway can't be applied");
-            Ok(State::Failed(error.to_string()))
+            let why = words(&error);
+            warn!(why, "the egress gateway can't be applied");
+            Ok(State::Failed(why))
         }
+    }
+}
+
+/// An error in as few words as a condition has room for: of the API server's answer just its message.
+fn words(error: &ApplyError) -> String {
+    match error {
+        ApplyError::Request(request) => request
+            .status()
+            .map_or_else(|| error.to_string(), |status| status.message.clone()),
+        ApplyError::Altered { .. } => error.to_string(),
     }
 }
 
@@ -150,6 +161,7 @@ async fn apply_binding(needs: &Needs, context: &Context) -> Result<(), ApplyErro
     let built = build::role_binding(needs);
     let mut live = find(&context.gateways.bindings, &needs.namespace);
     if let Some(other) = live.take_if(|live| live.role_ref != built.role_ref) {
+        info!(name = gateway::NAME, "removing a binding to another role");
         delete("RoleBinding", &*other, context).await?;
     }
     put("RoleBinding", built, live.as_deref(), context).await?;
@@ -167,10 +179,10 @@ pub fn addresses(service: &Service) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Applies one object unless it stands already.
+/// Makes one object, or puts right what differs.
 ///
-/// Server-side apply leaves what others have put beside our fields, so what is still different afterwards is
-/// overwritten; and what is different even then is somebody's who will not stop.
+/// Server-side apply would leave what others have put beside our fields and into our lists, so an object that exists is
+/// overwritten. What is different even then is somebody's who will not stop.
 async fn put<K>(kind: &'static str, built: K, live: Option<&K>, context: &Context) -> Result<K, ApplyError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -186,25 +198,30 @@ where
     }
     let (name, namespace) = (built.name_any(), built.namespace().unwrap_or_default());
     let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
-    let parameters = PatchParams::apply(names::MANAGER).force();
-    let patch = Patch::Apply(&built);
-    let applied = context
-        .request("apply", kind, &name, api.patch(&name, &parameters, &patch))
-        .await?;
-    let Some(path) = object_difference(&built, &applied) else {
-        return Ok(applied);
+    // The store holds what carries our label. Somebody may have taken it off, or the name before us.
+    let found = context.request("get", kind, &name, api.get_opt(&name)).await?;
+    let written = match found {
+        Some(found) if object_difference(&built, &found).is_none() => return Ok(found),
+        Some(found) => {
+            let parameters = PatchParams {
+                field_manager: Some(names::MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            let patch = Patch::Merge(overwriting_patch(&built, &found));
+            context
+                .request("patch", kind, &name, api.patch(&name, &parameters, &patch))
+                .await?
+        }
+        None => {
+            let parameters = PatchParams::apply(names::MANAGER).force();
+            let patch = Patch::Apply(&built);
+            context
+                .request("apply", kind, &name, api.patch(&name, &parameters, &patch))
+                .await?
+        }
     };
-    info!(kind, name, path, "overwriting what somebody changed");
-    let parameters = PatchParams {
-        field_manager: Some(names::MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    let patch = Patch::Merge(overwriting_patch(&built, &applied));
-    let overwritten = context
-        .request("patch", kind, &name, api.patch(&name, &parameters, &patch))
-        .await?;
-    match object_difference(&built, &overwritten) {
-        None => Ok(overwritten),
+    match object_difference(&built, &written) {
+        None => Ok(written),
         Some(path) => Err(ApplyError::Altered { kind, name, path }),
     }
 }
