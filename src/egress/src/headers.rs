@@ -137,33 +137,25 @@ pub fn authority(
 }
 
 /// Removes what must not go on: the fields that `Connection` names, all that belong to one connection, those that speak
-/// of proxies or of another method or path, and what the client sent by the credential's name. `Host` goes as well: the
-/// gateway sets it from what it checked. Framing is left to the HTTP implementation.
+/// of proxies or of another method or path, and what the client sent by the credential's name; each also with `_` in the
+/// place of `-`, which some servers (CGI, WSGI) can't tell apart. `Host` goes as well: the gateway sets it from what it
+/// checked. Framing is left to the HTTP implementation. For the trailers of a request as well.
 pub fn clean_request(headers: &mut HeaderMap, credential: Option<&HeaderName>) {
     strip_connection(headers);
-    for name in STRIPPED {
-        headers.remove(*name);
-    }
-    let forwarded: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("x-forwarded") || name.as_str().starts_with("proxy-"))
-        .cloned()
-        .collect();
-    for name in forwarded {
+    let is_unwanted = |name: &&HeaderName| {
+        let dashed = name.as_str().replace('_', "-");
+        let is_alias = dashed != name.as_str();
+        let dashed = dashed.as_str();
+        dashed == "host"
+            || dashed.starts_with("x-forwarded")
+            || dashed.starts_with("proxy-")
+            || STRIPPED.contains(&dashed)
+            || (is_alias && (FRAMING.contains(&dashed) || CONNECTION_SPECIFIC.contains(&dashed)))
+            || credential.is_some_and(|credential| credential.as_str() == dashed)
+    };
+    let unwanted: Vec<HeaderName> = headers.keys().filter(is_unwanted).cloned().collect();
+    for name in unwanted {
         headers.remove(name);
-    }
-    headers.remove(header::HOST);
-    if let Some(name) = credential {
-        headers.remove(name);
-        // Servers that map `-` and `_` to the same variable (CGI, WSGI) would see two.
-        let alike: Vec<HeaderName> = headers
-            .keys()
-            .filter(|other| other.as_str().replace('_', "-") == name.as_str().replace('_', "-"))
-            .cloned()
-            .collect();
-        for other in alike {
-            headers.remove(other);
-        }
     }
 }
 

@@ -270,7 +270,14 @@ fn what_belongs_to_the_connection_or_would_mislead_the_server_is_removed() {
         ("x-method-override", "DELETE"),
         ("x-original-url", "/admin"),
         ("x-rewrite-url", "/admin"),
+        ("x_forwarded_for", "1"),
+        ("x_http_method_override", "DELETE"),
+        ("x_http-method_override", "DELETE"),
+        ("content_length", "4"),
+        ("transfer_encoding", "chunked"),
+        ("proxy_authorization", "Basic x"),
         ("accept", "*/*"),
+        ("my_field", "stays"),
         ("authorization", "Bearer mine"),
         ("cookie", "a=b"),
         ("content-length", "3"),
@@ -278,7 +285,7 @@ fn what_belongs_to_the_connection_or_would_mislead_the_server_is_removed() {
     clean_request(&mut headers, None);
     assert_eq!(
         names(&headers),
-        ["accept", "authorization", "content-length", "cookie"]
+        ["accept", "authorization", "content-length", "cookie", "my_field"]
     );
 }
 

@@ -190,7 +190,7 @@ impl Chain {
             run,
             action: record.action,
             reason: record.reason,
-            destination: plain(record.destination, DESTINATION_MAX),
+            destination: plain(without_user(record.destination), DESTINATION_MAX),
             port: record.port,
             method: record.method.map(|text| plain(text, METHOD_MAX)),
             path: record
@@ -229,6 +229,11 @@ impl Chain {
     pub fn head(&self) -> Option<String> {
         self.head.as_ref().map(hex)
     }
+}
+
+/// A destination as it was asked for may begin with a user's name and password, or a run's token.
+fn without_user(destination: &str) -> &str {
+    destination.rsplit_once('@').map_or(destination, |(_, host)| host)
 }
 
 /// A SHA-256 in hexadecimal digits.

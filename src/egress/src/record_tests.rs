@@ -113,6 +113,13 @@ fn a_chain_goes_on_from_what_a_status_holds() {
 }
 
 #[test]
+fn neither_queries_nor_passwords_are_logged() {
+    let line = Chain::default().line(None, &denied("run:s3cret@a.example:443", Some("/a?key=s3cret")));
+    assert!(!line.contains("s3cret"), "{line}");
+    assert!(line.contains("\"destination\":\"a.example:443\""), "{line}");
+}
+
+#[test]
 fn text_becomes_plain_and_short() {
     for (text, max, expected) in [
         ("plain text", 20, "plain text"),

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::rules::Mode;
 
 fn problems(spec: &Value) -> Vec<String> {
     let spec: SandboxPolicySpec = serde_json::from_value(spec.clone()).unwrap();
@@ -413,7 +414,7 @@ fn routes_and_fallbacks_are_hosts_with_keys_of_their_own() {
         (json!({"route": {"host": "b.example", "model": "y"}}), ""),
         (
             json!({"route": {"host": "1.2.3.4"}}),
-            "spec.models[0].route.host is an address: use cidr",
+            "spec.models[0].route.host is an address, or has a port: a model's host is a name, and asked at port 443",
         ),
         (
             json!({"route": {"host": "b.example", "model": "a b"}}),
@@ -421,7 +422,7 @@ fn routes_and_fallbacks_are_hosts_with_keys_of_their_own() {
         ),
         (
             json!({"fallbacks": [{"host": "b.example"}, {"host": "*.c.example"}]}),
-            "spec.models[0].fallbacks[1].host has a wildcard where none can be: *.example.org is one, for names below a domain",
+            "spec.models[0].fallbacks[1].host has a wildcard: a model's host is one name",
         ),
         (
             json!({"fallbacks": [{"host": "b.example", "credential": credential("Cookie")}]}),
