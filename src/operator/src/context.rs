@@ -1,26 +1,19 @@
 //! What every reconciliation shares: the client, the configuration and the stores of watched objects.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use agentsandbox_api::names;
 use agentsandbox_api::policy::{SandboxPolicy, SandboxPolicySpec};
 use agentsandbox_api::sandbox::AgentSandbox;
-use futures::StreamExt;
-use futures::channel::mpsc;
-use futures::stream::BoxStream;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ResourceQuota, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::rbac::v1::RoleBinding;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher;
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use tracing::warn;
 
 use crate::cluster::{ClusterAddresses, NodeAddresses, endpoints};
@@ -28,10 +21,8 @@ use crate::config::Config;
 use crate::facts::Facts;
 use crate::metrics::Metrics;
 use crate::policy::valid::{self, PolicyProblems, ValidPolicy};
-use crate::watch::{Synced, drive, watch};
-
-/// How long any one request to the API server may take.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+use crate::request::{REQUEST_TIMEOUT, RequestError};
+use crate::watch::Synced;
 
 /// Shared by all reconciliations.
 pub struct Context {
@@ -60,11 +51,11 @@ pub struct Context {
     /// All nodes, reduced to name, addresses, kernel and readiness.
     pub nodes: Store<Node>,
     /// Where the API server is, behind its Service.
-    api_servers: Store<EndpointSlice>,
-    synced: [Synced; 10],
-    controllers_synced: [Synced; 2],
-    events: Recorder,
-    overwritten: Mutex<HashMap<String, String>>,
+    pub(crate) api_servers: Store<EndpointSlice>,
+    pub(crate) synced: [Synced; 10],
+    pub(crate) controllers_synced: [Synced; 2],
+    pub(crate) events: Recorder,
+    pub(crate) overwritten: Mutex<HashMap<String, String>>,
 }
 
 /// The objects of egress gateways, in all namespaces.
@@ -79,334 +70,7 @@ pub struct Gateways {
     pub deployments: Store<Deployment>,
 }
 
-/// Streams that drive the controllers.
-pub struct Triggers {
-    /// Sandboxes that were touched.
-    pub sandboxes: BoxStream<'static, AgentSandbox>,
-    /// Sandboxes to look at because something else was touched.
-    pub related_sandboxes: mpsc::UnboundedReceiver<ObjectRef<AgentSandbox>>,
-    /// Policies that were touched.
-    pub policies: BoxStream<'static, SandboxPolicy>,
-    /// Policies to look at because something else was touched.
-    pub related_policies: mpsc::UnboundedReceiver<ObjectRef<SandboxPolicy>>,
-    /// Pods that were touched, for the sweeper of orphans.
-    pub pods: mpsc::UnboundedReceiver<ObjectRef<Pod>>,
-}
-
-/// A request that took too long or failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// The API server said no, or could not be reached.
-    #[error("{verb} {kind} {name}: {source}")]
-    Api {
-        /// What was asked.
-        verb: &'static str,
-        /// Of which kind.
-        kind: &'static str,
-        /// Of which object.
-        name: String,
-        /// Why.
-        source: Box<kube::Error>,
-    },
-    /// No answer in time.
-    #[error("{verb} {kind} {name}: no answer within {REQUEST_TIMEOUT:?}")]
-    Timeout {
-        /// What was asked.
-        verb: &'static str,
-        /// Of which kind.
-        kind: &'static str,
-        /// Of which object.
-        name: String,
-    },
-}
-
-impl RequestError {
-    /// The API server's answer, if it was one.
-    #[must_use]
-    pub fn status(&self) -> Option<&kube::core::Status> {
-        match self {
-            Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) => Some(status),
-                _ => None,
-            },
-            Self::Timeout { .. } => None,
-        }
-    }
-
-    /// Whether the object does not exist.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        self.status().is_some_and(kube::core::Status::is_not_found)
-    }
-
-    /// Whether nothing new may be made because the namespace is being deleted.
-    #[must_use]
-    pub fn is_namespace_terminating(&self) -> bool {
-        self.status()
-            .is_some_and(|status| status.is_forbidden() && status.message.contains("being terminated"))
-    }
-
-    /// Whether another write came first.
-    #[must_use]
-    pub fn is_conflict(&self) -> bool {
-        self.status().is_some_and(kube::core::Status::is_conflict)
-    }
-}
-
 impl Context {
-    /// Starts every watch but the two that drive the controllers; see [`Context::synced`] for when all are warm.
-    #[allow(clippy::too_many_lines)] // one paragraph per watch and whom it wakes
-    pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> (Arc<Self>, Triggers) {
-        let any = watcher::Config::default;
-        let ours = || any().labels(&crate::sandbox::status::managed_selector());
-        let (sandboxes, sandboxes_synced, sandbox_stream) = watch(
-            "AgentSandbox",
-            scoped(&client, &config),
-            any(),
-            metrics.clone(),
-            |_: &mut AgentSandbox| {},
-        );
-        let (policies, policies_synced, policy_stream) = watch(
-            "SandboxPolicy",
-            scoped(&client, &config),
-            any(),
-            metrics.clone(),
-            |_: &mut SandboxPolicy| {},
-        );
-        let (pods, pods_synced, pod_stream) = watch(
-            "Pod",
-            scoped(&client, &config),
-            any().labels(names::LABEL_SANDBOX),
-            metrics.clone(),
-            prune_pod,
-        );
-        let (network_policies, networks_synced, network_stream) = watch(
-            "NetworkPolicy",
-            scoped(&client, &config),
-            any(),
-            metrics.clone(),
-            |_: &mut NetworkPolicy| {},
-        );
-        let (quotas, quotas_synced, quota_stream) = watch(
-            "ResourceQuota",
-            scoped(&client, &config),
-            ours(),
-            metrics.clone(),
-            |_: &mut ResourceQuota| {},
-        );
-        let (accounts, accounts_synced, account_stream) = watch(
-            "ServiceAccount",
-            scoped(&client, &config),
-            ours(),
-            metrics.clone(),
-            |_: &mut ServiceAccount| {},
-        );
-        let (bindings, bindings_synced, binding_stream) = watch(
-            "RoleBinding",
-            scoped(&client, &config),
-            ours(),
-            metrics.clone(),
-            |_: &mut RoleBinding| {},
-        );
-        let (services, services_synced, service_stream) = watch(
-            "Service",
-            scoped(&client, &config),
-            ours(),
-            metrics.clone(),
-            |_: &mut Service| {},
-        );
-        let (deployments, deployments_synced, deployment_stream) = watch(
-            "Deployment",
-            scoped(&client, &config),
-            ours(),
-            metrics.clone(),
-            |_: &mut Deployment| {},
-        );
-        let (api_servers, api_servers_synced, api_server_stream) = watch(
-            "EndpointSlice",
-            Api::namespaced(client.clone(), "default"),
-            any().fields("metadata.name=kubernetes"),
-            metrics.clone(),
-            |_: &mut EndpointSlice| {},
-        );
-        let (runtime_classes, classes_synced, class_stream) = watch(
-            "RuntimeClass",
-            Api::all(client.clone()),
-            any(),
-            metrics.clone(),
-            |_: &mut RuntimeClass| {},
-        );
-        let (nodes, nodes_synced, node_stream) = watch(
-            "Node",
-            Api::all(client.clone()),
-            any(),
-            metrics.clone(),
-            prune_node,
-        );
-
-        let (to_sandboxes, related_sandboxes) = mpsc::unbounded();
-        let (to_policies, related_policies) = mpsc::unbounded();
-        let (to_sweeper, swept_pods) = mpsc::unbounded();
-        let events = Recorder::new(client.clone(), Reporter::from(names::MANAGER));
-        let context = Arc::new(Self {
-            client,
-            config,
-            facts,
-            metrics,
-            sandboxes,
-            policies,
-            pods,
-            network_policies,
-            quotas,
-            gateways: Gateways {
-                accounts,
-                bindings,
-                services,
-                deployments,
-            },
-            runtime_classes,
-            nodes,
-            api_servers,
-            synced: [
-                pods_synced,
-                networks_synced,
-                quotas_synced,
-                accounts_synced,
-                bindings_synced,
-                services_synced,
-                deployments_synced,
-                api_servers_synced,
-                classes_synced,
-                nodes_synced,
-            ],
-            controllers_synced: [sandboxes_synced, policies_synced],
-            events,
-            overwritten: Mutex::default(),
-        });
-
-        let (send, shared) = (to_sandboxes.clone(), context.clone());
-        drive(pod_stream, move |pod| {
-            let namespace = pod.namespace().unwrap_or_default();
-            for owner in pod
-                .owner_references()
-                .iter()
-                .filter(|owner| owner.kind == "AgentSandbox")
-            {
-                let _ = send.unbounded_send(ObjectRef::new(&owner.name).within(&namespace));
-            }
-            let _ = to_sweeper.unbounded_send(ObjectRef::from_obj(&pod));
-            if pod
-                .status
-                .as_ref()
-                .and_then(|s| s.phase.as_deref())
-                .is_some_and(|p| p == "Succeeded" || p == "Failed")
-            {
-                shared.oldest_queued(&namespace).into_iter().for_each(|next| {
-                    let _ = send.unbounded_send(next);
-                });
-            }
-        });
-        let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
-        drive(network_stream, move |policy| {
-            let namespace = policy.namespace().unwrap_or_default();
-            shared.unfinished_in(&namespace, |_| true).for_each(|sandbox| {
-                let _ = send.unbounded_send(sandbox);
-            });
-            for owner in owner_policies(&policy) {
-                let _ = policies_of.unbounded_send(owner);
-            }
-        });
-        // A gateway is every policy's that owns it: whatever became of it, they look.
-        let wake_owners = |policies_of: &mpsc::UnboundedSender<_>, owners: Vec<ObjectRef<SandboxPolicy>>| {
-            for owner in owners {
-                let _ = policies_of.unbounded_send(owner);
-            }
-        };
-        let policies_of = to_policies.clone();
-        drive(account_stream, move |object| {
-            wake_owners(&policies_of, owner_policies(&object));
-        });
-        let policies_of = to_policies.clone();
-        drive(binding_stream, move |object| {
-            wake_owners(&policies_of, owner_policies(&object));
-        });
-        let policies_of = to_policies.clone();
-        drive(service_stream, move |object| {
-            wake_owners(&policies_of, owner_policies(&object));
-        });
-        let policies_of = to_policies.clone();
-        drive(deployment_stream, move |object| {
-            wake_owners(&policies_of, owner_policies(&object));
-        });
-        let (shared, policies_of) = (context.clone(), to_policies.clone());
-        drive(api_server_stream, move |_| {
-            wake_owners(&policies_of, shared.with_egress(|_| true));
-        });
-        let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
-        drive(quota_stream, move |quota| {
-            shared
-                .oldest_queued(&quota.namespace().unwrap_or_default())
-                .into_iter()
-                .for_each(|next| {
-                    let _ = send.unbounded_send(next);
-                });
-            for owner in owner_policies(&quota) {
-                let _ = policies_of.unbounded_send(owner);
-            }
-        });
-        let (send, shared) = (to_sandboxes.clone(), context.clone());
-        drive(class_stream, move |_| {
-            for sandbox in shared.sandboxes.state() {
-                if !is_finished(&sandbox) {
-                    let _ = send.unbounded_send(ObjectRef::from_obj(&*sandbox));
-                }
-            }
-        });
-        let (shared, policies_of) = (context.clone(), to_policies.clone());
-        let mut known: HashMap<String, NodeAddresses> = HashMap::new();
-        drive(node_stream, move |node| {
-            // Nodes report every few seconds; their addresses stay.
-            let found = NodeAddresses::of(&node);
-            if known.get(&found.name) != Some(&found) {
-                known.insert(found.name.clone(), found);
-                wake_owners(&policies_of, shared.with_egress(|_| true));
-            }
-        });
-        let (send, shared, policies_of) = (to_sandboxes.clone(), context.clone(), to_policies.clone());
-        let policies = policy_stream.inspect(move |policy: &SandboxPolicy| {
-            let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
-            shared
-                .unfinished_in(&namespace, |sandbox| sandbox.spec.policy_ref.name == name)
-                .for_each(|sandbox| {
-                    let _ = send.unbounded_send(sandbox);
-                });
-            // What the gateway mounts and reaches is what all policies of the namespace need.
-            let others = shared.with_egress(|other| {
-                other.metadata.namespace.as_deref() == Some(namespace.as_str()) && other.name_any() != name
-            });
-            wake_owners(&policies_of, others);
-        });
-        let (send, shared, policies_of) = (to_sandboxes, context.clone(), to_policies);
-        let sandboxes = sandbox_stream.inspect(move |sandbox: &AgentSandbox| {
-            let namespace = sandbox.namespace().unwrap_or_default();
-            if is_finished(sandbox) || sandbox.metadata.deletion_timestamp.is_some() {
-                shared.oldest_queued(&namespace).into_iter().for_each(|next| {
-                    let _ = send.unbounded_send(next);
-                });
-                let _ = policies_of
-                    .unbounded_send(ObjectRef::new(&sandbox.spec.policy_ref.name).within(&namespace));
-            }
-        });
-        let triggers = Triggers {
-            sandboxes: sandboxes.boxed(),
-            related_sandboxes,
-            policies: policies.boxed(),
-            related_policies,
-            pods: swept_pods,
-        };
-        (context, triggers)
-    }
-
     /// Waits until every store is warm that is filled whether or not this replica leads.
     pub async fn synced(&self) {
         for synced in &self.synced {
@@ -462,7 +126,10 @@ impl Context {
     }
 
     /// Policies that ask for any egress.
-    fn with_egress(&self, filter: impl Fn(&SandboxPolicy) -> bool) -> Vec<ObjectRef<SandboxPolicy>> {
+    pub(crate) fn with_egress(
+        &self,
+        filter: impl Fn(&SandboxPolicy) -> bool,
+    ) -> Vec<ObjectRef<SandboxPolicy>> {
         self.policies
             .state()
             .iter()
@@ -562,7 +229,7 @@ impl Context {
     }
 
     /// The two oldest sandboxes of a namespace that wait for its quota: the next in line, and one to spare.
-    fn oldest_queued(&self, namespace: &str) -> Vec<ObjectRef<AgentSandbox>> {
+    pub(crate) fn oldest_queued(&self, namespace: &str) -> Vec<ObjectRef<AgentSandbox>> {
         let mut queued: Vec<_> = self
             .sandboxes
             .state()
@@ -579,7 +246,7 @@ impl Context {
             .collect()
     }
 
-    fn unfinished_in<'a>(
+    pub(crate) fn unfinished_in<'a>(
         &'a self,
         namespace: &'a str,
         filter: impl Fn(&AgentSandbox) -> bool + 'a,
@@ -594,54 +261,9 @@ impl Context {
     }
 }
 
-/// The API of a kind in the namespaces that the operator watches.
-#[must_use]
-pub fn scoped<K>(client: &Client, config: &Config) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-{
-    match &config.watch_namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    }
-}
-
-fn is_finished(sandbox: &AgentSandbox) -> bool {
+pub(crate) fn is_finished(sandbox: &AgentSandbox) -> bool {
     sandbox
         .status
         .as_ref()
         .is_some_and(crate::sandbox::status::is_finished)
-}
-
-fn owner_policies(object: &impl ResourceExt) -> Vec<ObjectRef<SandboxPolicy>> {
-    let namespace = object.namespace().unwrap_or_default();
-    let owners = object.owner_references().iter();
-    owners
-        .filter(|owner| owner.kind == "SandboxPolicy")
-        .map(|owner| ObjectRef::new(&owner.name).within(&namespace))
-        .collect()
-}
-
-/// The run spec may weigh 200 KB; nothing reads it from the store.
-fn prune_pod(pod: &mut Pod) {
-    if let Some(spec) = &mut pod.spec {
-        for container in spec.init_containers.iter_mut().flatten() {
-            container.env = None;
-        }
-    }
-}
-
-fn prune_node(node: &mut Node) {
-    if let Some(spec) = &mut node.spec {
-        *spec = NodeSpec {
-            pod_cidrs: spec.pod_cidrs.take(),
-            ..NodeSpec::default()
-        };
-    }
-    node.metadata.annotations = None;
-    if let Some(status) = &mut node.status {
-        status.images = None;
-        status.capacity = None;
-        status.allocatable = None;
-    }
 }

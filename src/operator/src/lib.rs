@@ -20,8 +20,10 @@ pub mod metrics;
 pub mod policy;
 pub mod quantity;
 pub mod reference;
+pub mod request;
 pub mod run;
 pub mod sandbox;
 #[cfg(test)]
 mod testing;
+pub mod triggers;
 pub mod watch;

@@ -101,10 +101,10 @@ fn the_operator_changes_no_deployment_service_account_or_binding_but_its_gateway
             let named = ["get", "update", "patch", "delete"]
                 .iter()
                 .any(|verb| verbs.contains(verb));
-            let names = words(rule, "resourceNames");
+            let only = words(rule, "resourceNames");
             let reads_only = verbs == ["get"];
             assert!(
-                !named || reads_only && names.len() == 1 || names == [gateway::NAME],
+                !named || reads_only && only.len() == 1 || only == [gateway::NAME],
                 "{rule}"
             );
         }

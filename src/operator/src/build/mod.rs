@@ -5,6 +5,7 @@ pub mod gateway;
 pub mod gateway_network;
 pub mod network_policy;
 pub mod pod;
+pub mod probes;
 pub mod resource_quota;
 
 use std::collections::BTreeMap;

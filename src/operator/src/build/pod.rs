@@ -6,7 +6,7 @@ use agentsandbox_api::gateway;
 use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
-use agentsandbox_api::run::{CommandSpec, Expectation, ProbeTarget, RunSpec, Transport};
+use agentsandbox_api::run::{CommandSpec, RunSpec};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{
@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::build::{hex_hash, short_hash};
+use crate::build::{hex_hash, probes, short_hash};
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::quantity::{from_bytes, from_millis};
@@ -189,7 +189,7 @@ fn run_spec(
         sandbox_uid: identity.sandbox_uid.clone(),
         run_id: identity.run_id.clone(),
         isolation,
-        probes: probe_targets(run, facts),
+        probes: probes::targets(run, facts),
         probe_interval_seconds: config.probe_interval_seconds,
         probe_timeout_seconds: config.probe_timeout_seconds,
         command: CommandSpec {
@@ -214,62 +214,6 @@ fn run_spec(
             .collect(),
         gateway: run.gateway.clone(),
     }
-}
-
-/// Destinations that must be closed to every sandbox. The API server, the cluster's DNS, the node's kubelet and the
-/// canary are there and answer, so silence from them shows that a policy is enforced; the metadata addresses are
-/// what an agent would go for. The gateway alone must be open.
-fn probe_targets(run: &AdmittedRun, facts: &Facts) -> Vec<ProbeTarget> {
-    let closed = |name: &str, address: String, port: u16, transport: Transport| ProbeTarget {
-        name: name.to_owned(),
-        address,
-        port,
-        transport,
-        expect: Expectation::Closed,
-    };
-    let mut targets = vec![
-        closed(
-            "apiserver",
-            facts.api_server.0.to_string(),
-            facts.api_server.1,
-            Transport::Tcp,
-        ),
-        closed("node", "$HOST_IP".to_owned(), 10_250, Transport::Tcp),
-        closed("node", "$HOST_IP".to_owned(), 10_250, Transport::Udp),
-        closed("metadata", "169.254.169.254".to_owned(), 80, Transport::Tcp),
-        closed("metadata-v6", "fd00:ec2::254".to_owned(), 80, Transport::Tcp),
-    ];
-    if let Some(dns) = facts.cluster_dns {
-        targets.push(closed("dns", dns.to_string(), 53, Transport::Tcp));
-        targets.push(closed("dns", dns.to_string(), 53, Transport::Udp));
-    }
-    for (index, address) in facts.canary.iter().enumerate() {
-        let name = if index == 0 {
-            "canary".to_owned()
-        } else {
-            format!("canary-{index}")
-        };
-        targets.push(closed(
-            &name,
-            address.to_string(),
-            facts.canary_port,
-            Transport::Tcp,
-        ));
-        targets.push(closed(
-            &name,
-            address.to_string(),
-            facts.canary_port,
-            Transport::Udp,
-        ));
-    }
-    targets.extend(run.gateway.iter().map(|access| ProbeTarget {
-        name: "gateway".to_owned(),
-        address: access.address.clone(),
-        port: gateway::PORT_PROXY,
-        transport: Transport::Tcp,
-        expect: Expectation::Open,
-    }));
-    targets
 }
 
 fn recorder(run: &AdmittedRun, run_spec: &RunSpec, config: &Config) -> Container {
@@ -508,119 +452,5 @@ fn empty_dir(name: &str, bytes: u64) -> Volume {
 }
 
 #[cfg(test)]
-mod tests {
-    use agentsandbox_api::gateway::{GatewayAccess, ModelAccess};
-    use agentsandbox_api::isolation::IsolationLevel;
-    use serde_json::json;
-
-    use super::*;
-    use crate::build::compare::first_difference;
-    use crate::policy::valid;
-    use crate::sandbox::admit::admit;
-    use crate::testing;
-
-    fn built(gateway: Option<GatewayAccess>) -> Pod {
-        let config = testing::config();
-        let policy = valid::validate(&testing::policy(json!({})).spec, &config, &testing::cluster()).unwrap();
-        let sandbox = testing::sandbox(json!({}));
-        let mut run = admit(&sandbox.spec, &policy).unwrap();
-        run.gateway = gateway;
-        let identity = RunIdentity {
-            namespace: "ns".into(),
-            sandbox: "job".into(),
-            sandbox_uid: "11111111-2222-3333-4444-555555555555".into(),
-            run_id: String::new(),
-            policy: "default".into(),
-        };
-        let isolation = IsolationRequirement {
-            minimum: IsolationLevel::MicroVM,
-            vm_handler: true,
-            node_kernels: vec!["6.1.0".into()],
-        };
-        build(&identity, &run, isolation, &testing::facts(), &config)
-    }
-
-    fn with_gateway() -> Pod {
-        built(Some(GatewayAccess {
-            address: "10.96.3.4".into(),
-            models: vec![ModelAccess {
-                key_variable: "OPENAI_API_KEY".into(),
-                url_variable: "OPENAI_BASE_URL".into(),
-                url: "https://api.openai.com/v1".into(),
-            }],
-        }))
-    }
-
-    fn run_spec_of(pod: &Pod) -> RunSpec {
-        let recorder = &pod.spec.as_ref().unwrap().init_containers.as_ref().unwrap()[0];
-        let text: String = recorder
-            .env
-            .iter()
-            .flatten()
-            .filter(|entry| entry.name.starts_with(names::ENV_RUN_PREFIX))
-            .map(|entry| entry.value.clone().unwrap())
-            .collect();
-        serde_json::from_slice(&BASE64.decode(text).unwrap()).unwrap()
-    }
-
-    /// The pod, with its run spec as what it says.
-    fn readable(pod: &Pod) -> serde_json::Value {
-        let run_spec = run_spec_of(pod);
-        let mut value = serde_json::to_value(pod).unwrap();
-        let env = &mut value["spec"]["initContainers"][0]["env"];
-        env.as_array_mut().unwrap().truncate(2);
-        json!({"pod": value, "runSpec": run_spec})
-    }
-
-    #[test]
-    fn a_pod_without_gateway() {
-        insta::assert_json_snapshot!(readable(&built(None)));
-    }
-
-    #[test]
-    fn a_pod_with_gateway() {
-        insta::assert_json_snapshot!(readable(&with_gateway()));
-    }
-
-    #[test]
-    fn the_gateways_token_is_the_recorders_alone() {
-        let spec = with_gateway().spec.unwrap();
-        let mounts = |container: &Container| -> Vec<String> {
-            container
-                .volume_mounts
-                .iter()
-                .flatten()
-                .map(|mount| mount.name.clone())
-                .collect()
-        };
-        assert!(mounts(&spec.init_containers.unwrap()[0]).contains(&TOKEN_VOLUME.to_owned()));
-        assert!(!mounts(&spec.containers[0]).contains(&TOKEN_VOLUME.to_owned()));
-        assert_eq!(spec.automount_service_account_token, Some(false));
-        assert_eq!(spec.share_process_namespace, None);
-    }
-
-    #[test]
-    fn nothing_of_the_run_is_a_secret() {
-        let text = serde_json::to_string(&readable(&with_gateway())).unwrap();
-        assert!(
-            !text.contains("PROXY"),
-            "the run's token is made in the pod: {text}"
-        );
-    }
-
-    #[test]
-    fn the_token_as_the_api_server_returns_it_is_no_mutation_and_another_one_is() {
-        let built = with_gateway();
-        let mut live = built.clone();
-        live.spec.as_mut().unwrap().service_account = Some("default".into());
-        assert_eq!(first_difference(&built, &live), None);
-        let volumes = live.spec.as_mut().unwrap().volumes.as_mut().unwrap();
-        let token = volumes.last_mut().unwrap().projected.as_mut().unwrap();
-        token.sources.as_mut().unwrap()[0]
-            .service_account_token
-            .as_mut()
-            .unwrap()
-            .audience = None;
-        assert!(first_difference(&built, &live).is_some_and(|path| path.ends_with("audience")));
-    }
-}
+#[path = "pod_tests.rs"]
+mod tests;

@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn tokens_alone_need_no_resource_quota() {
         let table = [
-            (r#"{}"#, false),
+            ("{}", false),
             (r#"{"tokens": 5, "modelRequests": 2, "windowSeconds": 60}"#, false),
             (r#"{"tokens": 5, "sandboxes": 2}"#, true),
             (r#"{"cpu": "2"}"#, true),

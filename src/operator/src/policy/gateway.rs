@@ -21,9 +21,10 @@ use tracing::{info, warn};
 use crate::build::compare::{object_difference, overwriting_patch};
 use crate::build::gateway::{self as build, Needs};
 use crate::build::gateway_network::{self, EGRESS_NAME, INGRESS_NAME};
-use crate::context::{Context, RequestError};
+use crate::context::Context;
 use crate::policy::valid::asks_for_egress;
 use crate::policy::{apply_network_policy, owner_reference};
+use crate::request::RequestError;
 
 /// Where the gateway of a namespace stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -313,6 +314,7 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value)] // reads better at the calls
     fn deployment(status: serde_json::Value) -> Deployment {
         serde_json::from_value(json!({"metadata": {"name": "x", "generation": 2}, "status": status})).unwrap()
     }

@@ -1,7 +1,9 @@
 //! The controller of `SandboxPolicy`: network policies first, then the egress gateway, the quota, and status.
 
+pub mod figures;
 pub mod gateway;
 pub mod models;
+mod quota;
 pub mod valid;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,6 @@ use agentsandbox_api::sandbox::{AgentSandbox, Phase};
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
@@ -28,8 +29,9 @@ use tracing::{debug, instrument, warn};
 
 use crate::build::{network_policy, resource_quota};
 use crate::conditions::{self, Say};
-use crate::context::{Context, RequestError};
+use crate::context::Context;
 use crate::jitter::jittered;
+use crate::request::RequestError;
 use crate::sandbox::decide::is_gitops_tracked;
 use crate::sandbox::status::is_finished;
 
@@ -101,8 +103,8 @@ async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, 
     let own = network_policy::for_policy(&namespace, &name, owner.clone(), needs_gateway(policy, context));
     apply_network_policy(&own, context).await?;
     let gateway = gateway::ensure(&namespace, context).await?;
-    let overlap = overlapping_quota(policy, context);
-    apply_quota(policy, overlap.is_none(), owner, context).await?;
+    let overlap = quota::overlapping(policy, context);
+    quota::apply(policy, overlap.is_none(), owner, context).await?;
     prune_finished(policy, context).await?;
 
     let now = Timestamp::now();
@@ -365,79 +367,6 @@ pub async fn apply_network_policy(built: &NetworkPolicy, context: &Context) -> R
             "NetworkPolicy",
             &name,
             api.patch(&name, &parameters, &Patch::Apply(object)),
-        )
-        .await?;
-    Ok(())
-}
-
-/// The older policy of the namespace that has a quota already.
-fn overlapping_quota(policy: &SandboxPolicy, context: &Context) -> Option<String> {
-    let has_quota =
-        |policy: &SandboxPolicy| policy.spec.quota.as_ref().is_some_and(resource_quota::is_needed);
-    if !has_quota(policy) {
-        return None;
-    }
-    let key = |policy: &SandboxPolicy| {
-        (
-            policy.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            policy.name_any(),
-        )
-    };
-    context
-        .policies
-        .state()
-        .iter()
-        .filter(|other| other.namespace() == policy.namespace() && has_quota(other))
-        .filter(|other| other.metadata.deletion_timestamp.is_none() && key(other) < key(policy))
-        .map(|other| other.name_any())
-        .next()
-}
-
-async fn apply_quota(
-    policy: &SandboxPolicy,
-    allowed: bool,
-    owner: OwnerReference,
-    context: &Context,
-) -> Result<(), RequestError> {
-    let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
-    let quota_name = resource_quota::quota_name(&name);
-    let api: Api<ResourceQuota> = Api::namespaced(context.client.clone(), &namespace);
-    let live = context
-        .quotas
-        .get(&ObjectRef::new(&quota_name).within(&namespace));
-    let needed = policy
-        .spec
-        .quota
-        .as_ref()
-        .filter(|quota| resource_quota::is_needed(quota));
-    let Some(quota) = needed.filter(|_| allowed) else {
-        if live.is_some() {
-            match context
-                .request(
-                    "delete",
-                    "ResourceQuota",
-                    &quota_name,
-                    api.delete(&quota_name, &DeleteParams::default()),
-                )
-                .await
-            {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
-        }
-        return Ok(());
-    };
-    let built = resource_quota::build(&namespace, &name, quota, owner);
-    if live.is_some_and(|live| resource_quota::stands(&live, &built)) {
-        return Ok(());
-    }
-    let parameters = PatchParams::apply(names::MANAGER).force();
-    context
-        .request(
-            "apply",
-            "ResourceQuota",
-            &quota_name,
-            api.patch(&quota_name, &parameters, &Patch::Apply(&built)),
         )
         .await?;
     Ok(())

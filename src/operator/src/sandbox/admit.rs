@@ -12,7 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::Toleration;
 
-use crate::policy::valid::{Budgets, Figures, ValidPolicy};
+use crate::policy::figures::{Budgets, Figures};
+use crate::policy::valid::ValidPolicy;
 use crate::{image, quantity};
 
 /// Inline contents of `spec.files`, in all.

@@ -1,6 +1,6 @@
 //! Tables and laws of [`super::decide`].
 
-use agentsandbox_api::condition::{reasons, types};
+use agentsandbox_api::condition::types;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{CompletionRecord, MeasuredUsage, ObservedIsolation, RECORD_VERSION};
@@ -10,9 +10,12 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::build::pod::RunIdentity;
 use crate::conditions::{find, is_true};
+use crate::config::Config;
 use crate::policy::valid;
 use crate::sandbox::pod_view::{ContainerEnd, ContainerView};
+use crate::sandbox::world::{GatewayView, NodeView};
 use crate::testing;
 
 /// What a row of a table changes in the usual world.

@@ -17,8 +17,8 @@ use crate::conditions;
 use crate::context::Context;
 use crate::policy::{self, owner_reference};
 use crate::sandbox::ReconcileError;
-use crate::sandbox::decide::{GatewayView, NetworkView, NodeView, PodState, PolicyView, World};
 use crate::sandbox::pod_view::PodView;
+use crate::sandbox::world::{GatewayView, NetworkView, NodeView, PodState, PolicyView, World};
 use crate::sandbox::{is_queued, queue_key, status};
 
 /// The world of one sandbox, now.

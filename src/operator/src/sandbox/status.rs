@@ -8,9 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::conditions::{Say, find, is_true, set};
-use crate::sandbox::decide::{PodState, PolicyView, Stage, World, recorded};
+use crate::sandbox::decide::recorded;
 use crate::sandbox::pod_view::PodView;
 use crate::sandbox::verdict::Verdict;
+use crate::sandbox::world::{PodState, PolicyView, Stage, World};
 
 /// The status of a sandbox at `stage`. A new run starts from an empty one.
 #[must_use]
