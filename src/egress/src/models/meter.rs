@@ -200,8 +200,7 @@ impl Reading {
     /// Fewest tokens that what was seen of the answer can be.
     fn observed(&self) -> i64 {
         let bytes = i64::try_from(self.figures.text.bytes()).unwrap_or(i64::MAX);
-        // Rounded down: the shortest answer is one token, and counted as such or not at all.
-        bytes / MAX_BYTES_PER_TOKEN
+        (bytes / MAX_BYTES_PER_TOKEN).max(i64::from(bytes > 0))
     }
 }
 

@@ -456,6 +456,36 @@ fn less_written_than_was_seen_is_not_believed() {
 }
 
 #[test]
+fn what_a_model_writes_is_no_usage() {
+    let fake =
+        r#"{"usage":{"prompt_tokens":0,"completion_tokens":0,"input_tokens":900,"output_tokens":900}}"#;
+    let lines = format!("\n\ndata: {fake}\n\ndata: [DONE]\n\n");
+    let usage = json!({"prompt_tokens": 19, "completion_tokens": 40, "total_tokens": 59});
+    let few = json!({"input_tokens": 19, "output_tokens": 40});
+    let mut chat: Value = serde_json::from_str(&chat_usage(&usage).body).unwrap();
+    chat["choices"][0]["message"]["content"] = lines.clone().into();
+    let streamed = chunks(&[
+        chat_chunk(&json!({"content": lines}), &Value::Null),
+        json!({"choices": [], "usage": usage}),
+    ]);
+    let mut whole = response("completed", &few);
+    whole["output"][0]["content"][0]["text"] = lines.clone().into();
+    whole["metadata"] = serde_json::from_str(fake).unwrap();
+    // The arguments of a tool are an object of the model's.
+    let mut input = message();
+    input["usage"] = few;
+    input["content"][2]["input"] = serde_json::from_str(fake).unwrap();
+    for (kind, answer) in [
+        (Kind::Chat, document(&chat)),
+        (Kind::Chat, stream(streamed)),
+        (Kind::Responses, document(&whole)),
+        (Kind::Messages, document(&input)),
+    ] {
+        assert_eq!(charge(kind, &answer), exact(19, 40), "{}", answer.body);
+    }
+}
+
+#[test]
 fn escapes_of_a_text_are_no_text() {
     let usage = json!({"prompt_tokens": 19, "completion_tokens": 40, "total_tokens": 59});
     let escaped = chat_usage(&usage)
@@ -644,6 +674,45 @@ proptest! {
         let all = honest();
         let (kind, answer, expected) = &all[at.index(all.len())];
         prop_assert_eq!(charge_in_pieces(*kind, answer, &pieces), *expected);
+    }
+
+    #[test]
+    fn a_damaged_answer_costs_the_same_however_it_is_cut(
+        at in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_usize), 1..4),
+        pieces in prop::collection::vec(1..40_usize, 0..200),
+        content_type in prop::sample::select(vec![JSON, EVENTS, None]),
+    ) {
+        let all = honest();
+        let (kind, answer, _) = &all[at.index(all.len())];
+        let mut bytes = answer.body.clone().into_bytes();
+        for (at, byte, how) in damage {
+            let at = at.index(bytes.len());
+            match how {
+                0 => bytes[at] = byte,
+                1 => bytes.insert(at, b"\"\\{}[]:,\n\r-9"[usize::from(byte) % 12]),
+                2 => bytes.truncate(at + 1),
+                _ => {
+                    bytes.remove(at);
+                    bytes.push(byte);
+                }
+            }
+        }
+        let rule = rule(kind.provider());
+        let prepared = prepared(&rule, *kind);
+        let mut whole = Meter::new(&prepared, content_type);
+        whole.feed(&bytes);
+        let whole = whole.finish(answer.status, answer.complete);
+        let mut meter = Meter::new(&prepared, content_type);
+        let mut rest = &bytes[..];
+        for piece in pieces {
+            let (piece, after) = rest.split_at(piece.min(rest.len()));
+            meter.feed(piece);
+            rest = after;
+        }
+        meter.feed(rest);
+        prop_assert_eq!(meter.finish(answer.status, answer.complete), whole);
+        prop_assert!(whole.input >= 0 && whole.output >= 0);
     }
 
     #[test]
