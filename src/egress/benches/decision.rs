@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use agentsandbox_egress::identity::{Pod, Registry};
+use agentsandbox_egress::name::HostName;
 use agentsandbox_egress::record::{Action, Chain, Class, Record, RunIdentity};
 use agentsandbox_egress::rules::{EgressPolicy, Scheme};
-use agentsandbox_egress::{HostName, client_hello, dns};
+use agentsandbox_egress::{client_hello, dns};
 use criterion::{Criterion, criterion_group, criterion_main};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;

@@ -31,10 +31,3 @@ pub mod rules;
 pub mod scrub;
 pub mod shares;
 pub mod token;
-
-pub use address::ClusterRanges;
-pub use authority::Host;
-pub use credential::Credential;
-pub use deny::Deny;
-pub use name::{HostName, HostPattern};
-pub use rules::{EgressPolicy, ModelRule, Permit, Rule, Scheme, Target, Way};
