@@ -236,7 +236,10 @@ pub struct EgressRule {
     pub tls: Option<TlsMode>,
     /// Allowed methods; all but CONNECT and TRACE, if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 16), regex(pattern = "^[A-Z]+$")))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 16), regex(pattern = "^[A-Z]+$"))
+    )]
     pub methods: Vec<String>,
     /// Allowed paths, without query: one that ends with `/` allows everything below it, another just itself. All, if
     /// empty.
@@ -464,7 +467,7 @@ pub enum DeleteSandbox {
     AfterTTL,
 }
 
-/// What is known of a policy. The operator alone writes it.
+/// What is known of a policy. The operator writes it, but for `egress`, which is the egress gateway's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxPolicyStatus {

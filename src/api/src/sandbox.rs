@@ -302,7 +302,7 @@ pub enum Capture {
     None,
 }
 
-/// What is known of a sandbox. The operator alone writes it.
+/// What is known of a sandbox. The operator writes it, but for `egress`, which is the egress gateway's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSandboxStatus {

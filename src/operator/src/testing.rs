@@ -1,9 +1,13 @@
 //! Fixtures of unit tests.
 
+mod api_server;
+
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::AgentSandbox;
 use clap::Parser;
 use serde_json::{Value, json};
+
+pub use api_server::ApiServer;
 
 use crate::cluster::{ClusterAddresses, NodeAddresses};
 use crate::config::Config;

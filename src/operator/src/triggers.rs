@@ -255,8 +255,13 @@ pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> 
     drive(node_stream, move |node| {
         // Nodes report every few seconds; their addresses stay.
         let found = NodeAddresses::of(&node);
-        if known.get(&found.name) != Some(&found) {
-            known.insert(found.name.clone(), found);
+        let exists = shared.nodes.get(&ObjectRef::from_obj(&node)).is_some();
+        let changed = if exists {
+            known.insert(found.name.clone(), found.clone()) != Some(found)
+        } else {
+            known.remove(&found.name).is_some()
+        };
+        if changed {
             wake_owners(&policies_of, shared.with_egress(|_| true));
         }
     });

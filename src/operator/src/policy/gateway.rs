@@ -309,43 +309,5 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[allow(clippy::needless_pass_by_value)] // reads better at the calls
-    fn deployment(status: serde_json::Value) -> Deployment {
-        serde_json::from_value(json!({"metadata": {"name": "x", "generation": 2}, "status": status})).unwrap()
-    }
-
-    #[test]
-    fn a_gateway_is_in_force_when_nothing_of_an_earlier_version_is_left() {
-        let ready =
-            json!({"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1});
-        assert_eq!(state(&deployment(ready.clone())), State::InForce);
-        for (field, value) in [
-            ("observedGeneration", 1),
-            ("replicas", 2),
-            ("updatedReplicas", 0),
-            ("availableReplicas", 0),
-        ] {
-            let mut status = ready.clone();
-            status[field] = value.into();
-            let state = state(&deployment(status));
-            assert!(matches!(state, State::Applying(_)), "{field}: {state:?}");
-        }
-    }
-
-    #[test]
-    fn what_keeps_a_gateway_from_coming_up_is_said() {
-        let status = json!({"observedGeneration": 2, "conditions": [
-            {"type": "Progressing", "status": "True", "message": "no"},
-            {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"},
-        ]});
-        let State::Applying(message) = state(&deployment(status)) else {
-            panic!()
-        };
-        assert!(message.ends_with("violates PodSecurity"), "{message}");
-    }
-}
+#[path = "gateway_tests.rs"]
+mod tests;
