@@ -1,4 +1,4 @@
-//! OCI images without a registry and without an engine: one layer, uncompressed, reproducible.
+//! OCI images without a registry and without an engine: uncompressed, reproducible.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::error::{InFile, Result};
+use crate::error::{Error, InFile, Result};
 use crate::tools::hex;
 
 /// What an image holds and how it starts.
@@ -17,8 +17,8 @@ pub struct Image {
     pub reference: String,
     /// Files to put in: source, destination, mode.
     pub files: Vec<(PathBuf, String, u32)>,
-    /// A whole root file system as a tar archive, instead of files.
-    pub root: Option<PathBuf>,
+    /// Layers as tar archives, the lowest first, instead of files.
+    pub layers: Vec<PathBuf>,
     /// Entry point.
     pub entrypoint: Vec<String>,
     /// User, as `uid` or `uid:gid`.
@@ -32,21 +32,34 @@ pub struct Image {
 impl Image {
     /// Writes the image as an OCI archive that `ctr images import` takes.
     pub fn write(&self, out: &Path) -> Result<()> {
-        let layer_file = if let Some(root) = &self.root {
-            root.clone()
+        let made = out.with_extension("layer");
+        let files = if self.layers.is_empty() {
+            self.write_layer(&made).in_file(&made)?;
+            vec![made.clone()]
         } else {
-            let layer = out.with_extension("layer");
-            self.write_layer(&layer).in_file(&layer)?;
-            layer
+            self.layers.clone()
         };
-        let (layer_digest, layer_size) = digest_of_file(&layer_file).in_file(&layer_file)?;
-        let config = self.config(&layer_digest).to_string();
+        let mut layers = Vec::new();
+        for file in &files {
+            let (digest, size) = digest_of_file(file).in_file(file)?;
+            layers.push((file, digest, size));
+        }
+        let digests: Vec<String> = layers
+            .iter()
+            .map(|(_, digest, _)| format!("sha256:{digest}"))
+            .collect();
+        let config = self.config(&digests).to_string();
         let config_digest = hex(&Sha256::digest(config.as_bytes()));
+        let layer_type = "application/vnd.oci.image.layer.v1.tar";
+        let descriptors: Vec<Value> = layers
+            .iter()
+            .map(|(_, digest, size)| descriptor(layer_type, digest, *size))
+            .collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &config_digest, config.len() as u64),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer_digest, layer_size)],
+            "layers": descriptors,
         })
         .to_string();
         let manifest_digest = hex(&Sha256::digest(manifest.as_bytes()));
@@ -78,20 +91,21 @@ impl Image {
                 &format!("blobs/sha256/{manifest_digest}"),
                 manifest.as_bytes(),
             )?;
-            let mut layer = File::open(&layer_file)?;
-            let mut header = header(layer_size, 0o644);
-            archive.append_data(&mut header, format!("blobs/sha256/{layer_digest}"), &mut layer)?;
+            for (file, digest, size) in &layers {
+                let mut header = header(*size, 0o644);
+                archive.append_data(&mut header, format!("blobs/sha256/{digest}"), File::open(file)?)?;
+            }
             archive.into_inner()?.flush()
         };
         write().in_file(&partial)?;
         fs::rename(&partial, out).in_file(out)?;
-        if self.root.is_none() {
-            fs::remove_file(&layer_file).in_file(&layer_file)?;
+        if self.layers.is_empty() {
+            fs::remove_file(&made).in_file(&made)?;
         }
         Ok(())
     }
 
-    fn config(&self, layer_digest: &str) -> Value {
+    fn config(&self, layers: &[String]) -> Value {
         let mut env = self.env.clone();
         if !env.iter().any(|entry| entry.starts_with("PATH=")) {
             env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
@@ -108,7 +122,7 @@ impl Image {
                 "Entrypoint": self.entrypoint, "Env": env, "WorkingDir": "/",
                 "User": self.user.clone().unwrap_or_default(), "Volumes": volumes,
             },
-            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
+            "rootfs": {"type": "layers", "diff_ids": layers},
         })
     }
 
@@ -126,6 +140,46 @@ impl Image {
         }
         archive.into_inner()?.flush()
     }
+}
+
+/// Writes the lowest layer of an archive that [`Image::write`] made as a file of its own.
+pub fn lowest_layer(archive: &Path, out: &Path) -> Result<()> {
+    let copy = || -> io::Result<bool> {
+        let mut archive = tar::Archive::new(File::open(archive)?);
+        // Blobs before the layers are the configuration and the manifest, both JSON.
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let mut begin = [0; 1];
+            if !entry.path()?.starts_with("blobs") || entry.read(&mut begin)? == 0 || begin == *b"{" {
+                continue;
+            }
+            let mut file = File::create(out)?;
+            file.write_all(&begin)?;
+            io::copy(&mut entry, &mut file)?;
+            return Ok(true);
+        }
+        Ok(false)
+    };
+    if copy().in_file(archive)? {
+        Ok(())
+    } else {
+        Err(Error::Prerequisite(format!(
+            "{} holds no layer: remove it",
+            archive.display()
+        )))
+    }
+}
+
+/// Writes a folder as a layer, below a path of the image.
+pub fn layer_of_folder(folder: &Path, below: &str, out: &Path) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut archive = tar::Builder::new(File::create(out)?);
+        archive.mode(tar::HeaderMode::Deterministic);
+        archive.follow_symlinks(false);
+        archive.append_dir_all(below, folder)?;
+        archive.into_inner()?.flush()
+    };
+    write().in_file(out)
 }
 
 fn header(size: u64, mode: u32) -> tar::Header {

@@ -53,6 +53,12 @@ impl Layout {
         format!("asb-{}", self.name)
     }
 
+    /// Certificate (PEM) of the TLS authority of the outside world, once a program plays it.
+    #[must_use]
+    pub fn outside_authority(&self) -> PathBuf {
+        self.file("outside-ca.pem")
+    }
+
     /// A file or folder of the state folder.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
@@ -89,6 +95,8 @@ pub mod address {
     pub const NODE: &str = "172.30.0.1";
     /// The host that plays the outside world.
     pub const OUTSIDE: &str = "172.30.0.10";
+    /// Addresses that play the public Internet; the outside host has all of them.
+    pub const PUBLIC: &str = "93.184.216.0/24";
     /// The metadata service that clouds have, played by the outside host.
     pub const METADATA: &str = "169.254.169.254";
     /// The API server's Service.

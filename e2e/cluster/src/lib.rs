@@ -73,6 +73,24 @@ impl Cluster {
         self.layout.file("audit.log")
     }
 
+    /// Certificate (PEM) of the TLS authority of the outside world, once a program plays it.
+    #[must_use]
+    pub fn outside_authority(&self) -> PathBuf {
+        self.layout.outside_authority()
+    }
+
+    /// What the program that plays the outside world has printed.
+    #[must_use]
+    pub fn outside_log(&self) -> PathBuf {
+        self.layout.log("outside")
+    }
+
+    /// Where the CNI plugin remembers which pod has which address.
+    #[must_use]
+    pub fn pod_addresses(&self) -> PathBuf {
+        self.layout.file("cni-addresses/pods")
+    }
+
     /// Name of its node.
     #[must_use]
     pub fn node(&self) -> &str {

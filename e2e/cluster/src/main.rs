@@ -76,6 +76,16 @@ enum Action {
     },
     /// Make the agent image from Debian packages, once, and print the path of its archive.
     AgentImage,
+    /// Make the agent image with SDKs from PyPI and npm packages, once, and print the path of its archive.
+    SdkImage,
+    /// Let a program play the outside world until the cluster ends.
+    Outside {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments; {state} stands for the cluster's state folder.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Print the log of one part.
     Logs {
         /// The part; see `cluster status`.
@@ -153,6 +163,8 @@ fn act(cli: Cli) -> Result<ExitCode> {
             .write(&out)?;
         }
         Action::AgentImage => println!("{}", packages::agent_image()?.display()),
+        Action::SdkImage => println!("{}", packages::sdk_image()?.display()),
+        Action::Outside { program, arguments } => up::play_outside(&layout, &program, &arguments)?,
         Action::Logs { part } => {
             let path = layout.log(&part);
             let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path, source })?;

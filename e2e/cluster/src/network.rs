@@ -12,6 +12,7 @@ pub fn create(layout: &Layout) -> Result<()> {
     run_words(&format!("ip netns add {inside}"))?;
     run_words(&format!("ip netns add {outside}"))?;
     let (node, out, metadata) = (address::NODE, address::OUTSIDE, address::METADATA);
+    let public = address::PUBLIC;
     for line in [
         "ip link set lo up".to_owned(),
         "ip link add asb0 type bridge".to_owned(),
@@ -32,6 +33,7 @@ pub fn create(layout: &Layout) -> Result<()> {
         format!("ip addr add {metadata}/32 dev eth0"),
         "ip link set eth0 up".to_owned(),
         format!("ip route add default via {node}"),
+        format!("ip route add local {public} dev lo"),
     ] {
         let enter = format!("nsenter --net=/run/netns/{outside} {line}");
         run_words(&enter)?;

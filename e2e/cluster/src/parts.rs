@@ -48,6 +48,7 @@ pub fn write_files(layout: &Layout, programs: &Programs) -> Result<()> {
             .replace("@STATE@", &layout.state.display().to_string())
             .replace("@CGROUP@", &layout.cgroup())
             .replace("@CNI@", &programs.folder("cni").display().to_string())
+            .replace("@OUTSIDE@", address::OUTSIDE)
             .replace("@NAME@", &layout.name);
         let path = layout.file(name);
         fs::write(&path, text).in_file(&path)?;

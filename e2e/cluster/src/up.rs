@@ -214,6 +214,24 @@ fn start_outside_and_forward(layout: &Layout, port: u16) -> Result<()> {
     start(layout, "forward", Place::Host, &copy, &arguments, &[]).map(|_| ())
 }
 
+/// Lets a program play the outside world, in place of what answers there since the cluster's start. `{state}` in its
+/// arguments is the cluster's state folder.
+pub fn play_outside(layout: &Layout, program: &Path, arguments: &[String]) -> Result<()> {
+    // A copy of its own: the program may be rebuilt while the cluster is up.
+    let copy = layout.file("world");
+    stop(layout, "outside");
+    fs::copy(program, &copy).in_file(program)?;
+    let authority = layout.outside_authority();
+    let _ = fs::remove_file(&authority);
+    let state = layout.state.to_string_lossy();
+    let arguments: Vec<String> = arguments
+        .iter()
+        .map(|argument| argument.replace("{state}", &state))
+        .collect();
+    start(layout, "outside", Place::Outside, &copy, &arguments, &[])?;
+    wait("the outside world", "outside", 20, || authority.exists())
+}
+
 /// Images that every cluster needs, built once.
 fn base_images(programs: &Programs) -> Result<Vec<PathBuf>> {
     let folder = cache().join("images");

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 /// Longest wait for anything that a sandbox does on a slow, shared machine.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Pause between two looks.
-const LOOK: Duration = Duration::from_millis(150);
+pub(crate) const LOOK: Duration = Duration::from_millis(150);
 
 /// Namespace of the operator.
 pub const OPERATOR_NAMESPACE: &str = "agentsandbox-system";

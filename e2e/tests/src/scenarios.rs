@@ -37,7 +37,7 @@ pub enum ExitCode {
 const GVISOR: Option<IsolationLevel> = Some(IsolationLevel::UserspaceKernel);
 
 /// All scenarios, in the order of the demo.
-pub const SCENARIOS: [Scenario; 12] = [
+pub const SCENARIOS: [Scenario; 15] = [
     Scenario {
         sandbox: "python-job",
         manifest: "01-python-job.yaml",
@@ -151,9 +151,59 @@ pub const SCENARIOS: [Scenario; 12] = [
         level: GVISOR,
         message: &["exit code 1"],
     },
+    Scenario {
+        sandbox: "package-install",
+        manifest: "12-package-install.yaml",
+        tried: "clones, installs, then leaks three ways",
+        reason: Reason::Completed,
+        exit_code: ExitCode::Is(0),
+        level: GVISOR,
+        message: &[],
+    },
+    Scenario {
+        sandbox: "agent-loop",
+        manifest: "13-agent-loop.yaml",
+        tried: "asks a model, holds no key",
+        reason: Reason::Completed,
+        exit_code: ExitCode::Is(0),
+        level: GVISOR,
+        message: &[],
+    },
+    Scenario {
+        sandbox: "token-burner",
+        manifest: "14-token-burner.yaml",
+        tried: "burns tokens on eight threads",
+        reason: Reason::TokenBudgetExceeded,
+        exit_code: ExitCode::Any,
+        level: GVISOR,
+        message: &[],
+    },
 ];
 
+/// Tokens that one request of `token-burner` costs.
+const BURNED_AT_ONCE: i64 = 50;
+/// `limits.tokens` of `token-burner`.
+const TOKENS_TO_BURN: i64 = 5_000;
+/// What the gateway reserves for one of its requests is less than this: the bytes of its body and what it may write.
+const BURN_RESERVATION: i64 = 300;
+
 impl Scenario {
+    /// Whether its sandbox has an egress gateway, which settles its figures after the verdict.
+    #[must_use]
+    pub fn has_gateway(&self) -> bool {
+        ["package-install", "agent-loop", "token-burner"].contains(&self.sandbox)
+    }
+
+    /// Its `limits.tokens`, from itself or from its policy.
+    #[must_use]
+    pub fn token_limit(&self) -> Option<i64> {
+        match self.sandbox {
+            "agent-loop" => Some(50_000),
+            "token-burner" => Some(TOKENS_TO_BURN),
+            _ => None,
+        }
+    }
+
     /// Everything in which a status is not as expected.
     #[must_use]
     pub fn differences(&self, status: &AgentSandboxStatus) -> Vec<String> {
@@ -186,6 +236,7 @@ impl Scenario {
                 .map(|part| format!("{part:?} is not in the message {message:?}")),
         );
         found.extend(self.special(status));
+        found.extend(self.at_the_gateway(status));
         found
     }
 
@@ -243,6 +294,79 @@ impl Scenario {
                 must(
                     usage.processes_peak.is_some_and(|n| (20..=45).contains(&n)),
                     "usage.processesPeak near its limit, 40",
+                );
+            }
+            _ => {}
+        }
+        found
+    }
+
+    /// What the gateway must have counted.
+    fn at_the_gateway(&self, status: &AgentSandboxStatus) -> Vec<String> {
+        let mut found = Vec::new();
+        let output = status
+            .result
+            .as_ref()
+            .and_then(|result| result.output.clone())
+            .unwrap_or_default();
+        let egress = status.egress.clone().unwrap_or_default();
+        let mut must = |holds: bool, what: &str| {
+            if !holds {
+                found.push(what.to_owned());
+            }
+        };
+        match self.sandbox {
+            "package-install" => {
+                let expected =
+                    r#"{"clone": true, "install": true, "push": false, "upload": false, "lookup": false}"#;
+                must(output == expected, &format!("output {expected}: {output}"));
+                must(egress.denied >= 3, "status.egress.denied of at least 3");
+                must(
+                    egress
+                        .denials
+                        .iter()
+                        .any(|denial| denial.destination.contains("collector.evil.test")),
+                    "the collector in status.egress.denials",
+                );
+                must(egress.settled, "status.egress.settled");
+            }
+            "agent-loop" => {
+                must(
+                    output.contains(r#""steps": 2, "result": 42"#),
+                    &format!("output: {output}"),
+                );
+                must(
+                    egress.used.model_requests == 2,
+                    "two model requests in status.egress",
+                );
+                // 6 words, and a call for 5 tokens; the same words and a result of one, and 8 words.
+                must(
+                    (egress.input_tokens, egress.output_tokens, egress.used.tokens) == (13, 13, 26),
+                    &format!("13 + 13 tokens in status.egress: {egress:?}"),
+                );
+                must(
+                    status.usage.as_ref().and_then(|usage| usage.model_requests) == Some(2),
+                    "usage.modelRequests",
+                );
+            }
+            "token-burner" => {
+                let used = egress.used.tokens;
+                must(
+                    used == BURNED_AT_ONCE * egress.used.model_requests,
+                    &format!("50 tokens for each request: {egress:?}"),
+                );
+                must(
+                    egress.input_tokens + egress.output_tokens == used && egress.estimated_tokens == 0,
+                    "all tokens by the provider's count",
+                );
+                // Eight requests may hold their reservations while a ninth is refused.
+                must(
+                    (TOKENS_TO_BURN - 8 * BURN_RESERVATION..=TOKENS_TO_BURN).contains(&used),
+                    &format!("nearly all of the budget, and no more: {used}"),
+                );
+                must(
+                    egress.exhausted == Some(Reason::TokenBudgetExceeded),
+                    "status.egress.exhausted",
                 );
             }
             _ => {}

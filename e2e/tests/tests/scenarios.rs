@@ -24,6 +24,9 @@ async fn check(sandbox: &str) {
         .unwrap();
     let harness = Harness::start(sandbox).await.unwrap();
     apply(&harness, "00-policies.yaml");
+    if sandbox == "token-burner" {
+        apply(&harness, "13-agent-loop.yaml");
+    }
     apply(&harness, scenario.manifest);
     if sandbox == "pod-deleted" {
         harness.running(sandbox).await.unwrap();
@@ -34,7 +37,10 @@ async fn check(sandbox: &str) {
             .await
             .unwrap();
     }
-    let status = harness.finished(sandbox).await.unwrap();
+    let mut status = harness.finished(sandbox).await.unwrap();
+    if scenario.has_gateway() {
+        status = harness.settled(sandbox).await.unwrap();
+    }
     let differences = scenario.differences(&status);
     assert!(
         differences.is_empty(),
@@ -81,6 +87,15 @@ scenario!(a_fork_bomb_is_contained, "fork-bomb");
 scenario!(a_full_workspace_ends_the_run, "fills-workspace");
 scenario!(a_sandbox_above_its_ceilings_is_rejected, "too-much");
 scenario!(a_microvm_in_name_only_starts_nothing, "too-weak");
+scenario!(
+    packages_come_through_the_allow_list_and_nothing_goes_out,
+    "package-install"
+);
+scenario!(an_agent_asks_a_model_without_a_key, "agent-loop");
+scenario!(
+    tokens_burned_in_parallel_are_counted_to_the_last_one,
+    "token-burner"
+);
 scenario!(a_run_whose_pod_is_deleted_is_lost, "pod-deleted");
 
 #[tokio::test]

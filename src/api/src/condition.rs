@@ -41,6 +41,8 @@ pub mod reasons {
     pub const NETWORK_WIDENED: &str = "NetworkWidened";
     /// The sandbox's network policies do not stand yet.
     pub const NETWORK_NOT_READY: &str = "NetworkNotReady";
+    /// The policy's egress gateway does not stand yet, or not any more.
+    pub const GATEWAY_NOT_READY: &str = "GatewayNotReady";
     /// A `ConfigMap` or claim is missing or not labelled for sandboxes.
     pub const INPUT_NOT_USABLE: &str = "InputNotUsable";
     /// `spec.suspend` is set.

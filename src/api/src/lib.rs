@@ -3,11 +3,13 @@
 //! * [`sandbox`] and [`policy`]: the two custom resources of group `agentsandbox.dev`, version `v1alpha1`.
 //! * [`condition`]: the condition types and reasons that stand in their status.
 //! * [`run`]: what operator, recorder and supervisor exchange: the run spec and the completion record.
+//! * [`gateway`]: the egress gateway's ports and the registration of recorders at it.
 //! * [`isolation`]: how the isolation level that really holds is told from what was observed.
 //! * [`names`]: labels, annotations, finalizers, paths and environment names that the project owns.
 
 #[cfg(feature = "crd")]
 pub mod condition;
+pub mod gateway;
 pub mod isolation;
 pub mod names;
 #[cfg(feature = "crd")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -196,57 +196,187 @@ pub struct Quota {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub model_requests: Option<i64>,
+    /// Seconds after which `tokens` and `modelRequests` are there anew; never, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 31_536_000))]
+    pub window_seconds: Option<i64>,
 }
 
 /// Which destinations a sandbox may reach through the egress gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Egress {
-    /// Destinations. This version has no gateway: a policy that lists any is not `Ready`, and its sandboxes do not start.
+    /// Destinations. Everything that no rule allows is refused, and recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub allow: Vec<EgressRule>,
 }
 
-/// One allowed destination.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// One allowed destination: a host or a range of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.host) != has(self.cidr)").message("set exactly one of host and cidr"))]
 #[serde(rename_all = "camelCase")]
 pub struct EgressRule {
     /// A fully qualified name, or `*.` and one: `*.example.org` matches neither `example.org` nor `evilexample.org`.
+    /// An address is no host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub host: Option<String>,
-    /// A range of addresses, for what is not HTTP.
+    /// A range of addresses, for what is not HTTP; reached by CONNECT through the gateway's proxy. Loopback, link-local
+    /// and metadata addresses, the API server, nodes, Services and pods can't be opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 43))]
     pub cidr: Option<String>,
-    /// Ports; 443 if absent.
+    /// Ports. For a host 443 if absent, or 80 with `tls: None`; required for a range.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(range(min = 1, max = 65535)))]
     pub ports: Vec<i32>,
+    /// How TLS is treated. If absent: `Inspect` for a wildcard, and where `methods`, `paths`, `credential`,
+    /// `maxRequestBytes` or `upgrade` is set; `Passthrough` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsMode>,
+    /// Allowed methods; all but CONNECT and TRACE, if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 16), regex(pattern = "^[A-Z]+$"))
+    )]
+    pub methods: Vec<String>,
+    /// Allowed paths, without query: one that ends with `/` allows everything below it, another just itself. All, if
+    /// empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512), regex(pattern = "^/")))]
+    pub paths: Vec<String>,
+    /// A header that the gateway adds; the sandbox never sees its value. Not for wildcards, ranges or `tls: None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
+    /// Most bytes of one request's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub max_request_bytes: Option<i64>,
+    /// Most bytes, both ways together, that one run may exchange by this rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub max_bytes: Option<i64>,
+    /// Let a request turn into a WebSocket.
+    #[serde(default)]
+    pub upgrade: bool,
 }
 
-/// A model provider that a sandbox may ask.
+/// How the gateway treats TLS of one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TlsMode {
+    /// End to end between sandbox and host: the gateway sees the name in the ClientHello, and no request.
+    Passthrough,
+    /// The gateway answers with a certificate of its own authority, which the sandbox is given, and sees each request.
+    Inspect,
+    /// No TLS: plain HTTP.
+    None,
+}
+
+/// A header that the gateway adds to requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Credential {
+    /// Where the value is. The Secret must consent: its key `agentsandbox.dev.hosts` lists the exact host, one a line.
+    pub secret_ref: SecretKey,
+    /// Name of the header. Never one that frames or routes a request (`Host`, `Cookie`, `Content-Length`, …).
+    #[serde(default = "default_credential_header")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9-]+$"))]
+    pub header: String,
+    /// Its value, in which `{}` stands for the Secret's.
+    #[serde(default = "default_credential_format")]
+    #[schemars(length(min = 2, max = 128), regex(pattern = r"^[^{}\r\n]*\{\}[^{}\r\n]*$"))]
+    pub format: String,
+}
+
+fn default_credential_header() -> String {
+    "Authorization".to_owned()
+}
+
+fn default_credential_format() -> String {
+    "Bearer {}".to_owned()
+}
+
+/// One key of a Secret of the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// Models that a sandbox may ask at one host, each request metered. The host answers the metered endpoints only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Model {
     /// The provider's API.
     pub provider: Provider,
-    /// The host that serves it.
+    /// The host that the sandbox asks.
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
-    /// Allowed model names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    /// Allowed model names, exactly as a request names them.
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 128)))]
     pub allow: Vec<String>,
+    /// The key that the gateway adds for `host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
+    /// Ask another host or model instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<ModelTarget>,
+    /// Asked in this order when the one before answers 429 or 5xx, or not in time. Each attempt is charged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub fallbacks: Vec<ModelTarget>,
+    /// Types of tools that the provider runs itself (`web_search`, `code_interpreter`, …) and a request may ask for.
+    /// None, if empty: the provider would reach out with the sandbox's data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 64)))]
+    pub server_tools: Vec<String>,
+    /// Most output tokens of a request that names none.
+    #[serde(default = "default_output_tokens")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub default_output_tokens: i64,
+    /// What one image or sound can cost at most: the model's context window, in tokens.
+    #[serde(default = "default_context_tokens")]
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub context_tokens: i64,
+}
+
+fn default_output_tokens() -> i64 {
+    4_096
+}
+
+fn default_context_tokens() -> i64 {
+    200_000
+}
+
+/// Where a model request goes instead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelTarget {
+    /// The host, which speaks the same provider's API.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// The model that it is asked for; the one that the request names if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub model: Option<String>,
+    /// The key that the gateway adds for this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
 }
 
 /// A provider's API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Provider {
-    /// OpenAI.
+    /// OpenAI: chat completions, responses, embeddings.
     OpenAI,
-    /// Anthropic.
+    /// Anthropic: messages.
     Anthropic,
-    /// A server that speaks OpenAI's API.
+    /// A server that speaks OpenAI's chat completions and embeddings.
     OpenAICompatible,
 }
 
@@ -337,7 +467,7 @@ pub enum DeleteSandbox {
     AfterTTL,
 }
 
-/// What is known of a policy. The operator alone writes it.
+/// What is known of a policy. The operator writes it, but for `egress`, which is the egress gateway's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxPolicyStatus {
@@ -347,6 +477,9 @@ pub struct SandboxPolicyStatus {
     /// How many sandboxes name this policy, by where they stand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandboxes: Option<SandboxCounts>,
+    /// What the egress gateway has counted against `quota.tokens` and `quota.modelRequests`. The gateway alone writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<PolicyEgressStatus>,
     /// `Ready`, `NetworkReady`, `QuotaReady` and `GatewayReady`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -365,4 +498,19 @@ pub struct SandboxCounts {
     pub succeeded: i32,
     /// Ended otherwise.
     pub failed: i32,
+}
+
+/// What runs of a policy have taken of its quota.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyEgressStatus {
+    /// When the window began that is counted now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_start: Option<Time>,
+    /// Tokens taken, those taken and not spent yet included.
+    #[serde(default)]
+    pub tokens: i64,
+    /// Model requests taken.
+    #[serde(default)]
+    pub model_requests: i64,
 }

@@ -27,6 +27,8 @@ pub enum Reason {
     ModelRequestBudgetExceeded,
     /// The run used up `limits.steps`.
     StepBudgetExceeded,
+    /// The run used up `limits.egressBytes`.
+    EgressByteBudgetExceeded,
     /// The run wrote more than its workspace or ephemeral storage holds.
     DiskLimitExceeded,
     /// The run was ended because it had more processes than allowed, where the kernel could not refuse them.
@@ -82,6 +84,7 @@ impl Reason {
             Self::TokenBudgetExceeded => "TokenBudgetExceeded",
             Self::ModelRequestBudgetExceeded => "ModelRequestBudgetExceeded",
             Self::StepBudgetExceeded => "StepBudgetExceeded",
+            Self::EgressByteBudgetExceeded => "EgressByteBudgetExceeded",
             Self::DiskLimitExceeded => "DiskLimitExceeded",
             Self::ProcessLimitExceeded => "ProcessLimitExceeded",
             Self::PolicyRejected => "PolicyRejected",

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::GatewayAccess;
 use crate::isolation::{IsolationLevel, IsolationRequirement};
 use crate::reason::Reason;
 
@@ -50,6 +51,9 @@ pub struct RunSpec {
     pub command: CommandSpec,
     /// Files of `ConfigMap`s: what to read below [`crate::names::PATH_RECORDER_FILES`], and where it goes.
     pub mounted_files: Vec<MountedFiles>,
+    /// The egress gateway, if the policy allows anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayAccess>,
 }
 
 /// Files of one `ConfigMap`: each key becomes a file below `path`.
@@ -92,6 +96,10 @@ pub struct CommandSpec {
     pub capture: bool,
     /// User the command must run as.
     pub uid: u32,
+    /// Certificate (PEM) of the egress gateway's authority, to be trusted beside those that the image trusts. The
+    /// recorder fills it in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 /// One file of the run.
@@ -196,6 +204,11 @@ pub enum FromRecorder {
         reason: Reason,
         /// For the person who reads the status.
         message: String,
+    },
+    /// The egress gateway was replaced: trust this authority in place of the one before.
+    Trust {
+        /// Certificate (PEM) of the authority.
+        certificate: String,
     },
     /// End the run now: kill everything, report.
     Stop {

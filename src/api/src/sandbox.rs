@@ -222,6 +222,10 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub steps: Option<i64>,
+    /// Bytes through the egress gateway, both ways together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub egress_bytes: Option<i64>,
 }
 
 /// One file, or the files of one `ConfigMap`.
@@ -298,7 +302,7 @@ pub enum Capture {
     None,
 }
 
-/// What is known of a sandbox. The operator alone writes it.
+/// What is known of a sandbox. The operator writes it, but for `egress`, which is the egress gateway's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSandboxStatus {
@@ -350,6 +354,9 @@ pub struct AgentSandboxStatus {
     /// What the run used. A figure that could not be measured is absent, never 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// What the egress gateway allowed, denied and metered. The gateway alone writes it; it is its own evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressStatus>,
     /// Conditions, see the API reference for when each is `True`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -460,6 +467,83 @@ pub enum Evidence {
     Operator,
 }
 
+/// What the egress gateway allowed, denied and metered for one run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressStatus {
+    /// UID of the run's pod: figures of another pod are another run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// What the gateway has taken from the run's budgets, in chunks, before it spends them. What a crashed gateway had
+    /// taken and not spent stays taken, so that no restart gives a budget back.
+    #[serde(default)]
+    pub claimed: EgressCounters,
+    /// What was spent so far.
+    #[serde(default)]
+    pub used: EgressCounters,
+    /// Tokens read by models, of `used.tokens`.
+    #[serde(default)]
+    pub input_tokens: i64,
+    /// Tokens written by models, of `used.tokens`.
+    #[serde(default)]
+    pub output_tokens: i64,
+    /// Tokens of `used.tokens` that were charged by estimate, because the provider did not say.
+    #[serde(default)]
+    pub estimated_tokens: i64,
+    /// Connections and requests allowed.
+    #[serde(default)]
+    pub allowed: i64,
+    /// Look-ups, connections and requests refused.
+    #[serde(default)]
+    pub denied: i64,
+    /// The last destinations refused, at most 16, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub denials: Vec<EgressDenial>,
+    /// The budget that was used up, as the reason with which the run ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exhausted: Option<Reason>,
+    /// Decisions in the gateway's own log of this run.
+    #[serde(default)]
+    pub records: i64,
+    /// Hash of the last of these records, which covers all before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// Whether these figures are final: the pod has ended and nothing of it is open.
+    #[serde(default)]
+    pub settled: bool,
+}
+
+/// Counters of what a run spends at the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressCounters {
+    /// Model tokens, input and output together.
+    #[serde(default)]
+    pub tokens: i64,
+    /// Model requests; each is a step too.
+    #[serde(default)]
+    pub model_requests: i64,
+    /// Bytes, both ways together.
+    #[serde(default)]
+    pub bytes: i64,
+}
+
+/// A destination that was refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressDenial {
+    /// Host or address, and port if known: text of the sandbox, not to be trusted.
+    pub destination: String,
+    /// Why, as in the answer that the sandbox got.
+    pub reason: String,
+    /// How often.
+    pub count: i64,
+    /// When last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_time: Option<Time>,
+}
+
 /// What a run used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -485,6 +569,21 @@ pub struct Usage {
     /// Bytes received by the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_received: Option<i64>,
+    /// Model requests that the gateway sent on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_requests: Option<i64>,
+    /// Model tokens read, by the provider's count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_tokens: Option<i64>,
+    /// Model tokens written, by the provider's count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_tokens: Option<i64>,
+    /// Connections and requests that the gateway allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_allowed: Option<i64>,
+    /// Look-ups, connections and requests that the gateway refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_denied: Option<i64>,
     /// Where each measured figure comes from, by its field name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub source: BTreeMap<String, UsageSource>,

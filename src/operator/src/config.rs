@@ -2,6 +2,7 @@
 
 use agentsandbox_api::isolation::IsolationLevel;
 use clap::Args;
+use ipnet::IpNet;
 
 /// Options of `sandbox-operator run`. Each can also be set by the environment variable that is named with it.
 #[derive(Args, Clone, Debug)]
@@ -21,6 +22,35 @@ pub struct Config {
         default_value = "agent-sandbox.local/supervisor:dev"
     )]
     pub supervisor_image: String,
+
+    /// Image of the egress gateway, which each namespace has whose policies allow any egress.
+    #[arg(
+        long,
+        env = "GATEWAY_IMAGE",
+        default_value = "agent-sandbox.local/gateway:dev"
+    )]
+    pub gateway_image: String,
+
+    /// Thousandths of a CPU that a gateway asks for; it may use more.
+    #[arg(long, env = "GATEWAY_CPU_MILLIS", default_value_t = 100)]
+    pub gateway_cpu_millis: u64,
+
+    /// Memory of a gateway in MiB: request and limit. About 30 MiB, and 15 KiB for each open tunnel.
+    #[arg(long, env = "GATEWAY_MEMORY_MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..))]
+    pub gateway_memory_mib: u32,
+
+    /// Priority class of gateways.
+    #[arg(long, env = "GATEWAY_PRIORITY_CLASS", default_value = "")]
+    pub gateway_priority_class: String,
+
+    /// Certificates (PEM) that gateways trust for destinations beside the public authorities.
+    #[arg(long, env = "GATEWAY_EXTRA_CA", default_value = "", hide_env_values = true)]
+    pub gateway_extra_ca: String,
+
+    /// Ranges of the cluster's Services, pods and nodes, comma-separated: no egress rule opens them. What is found by
+    /// itself: the API server, the cluster's DNS, addresses of nodes, and pods where nodes have ranges of their own.
+    #[arg(long, env = "CLUSTER_RANGES", default_value = "")]
+    pub cluster_ranges: Ranges,
 
     /// Runtime class of policies that name none.
     #[arg(long, env = "DEFAULT_RUNTIME_CLASS", default_value = "kata-qemu-runtime-rs")]
@@ -118,7 +148,35 @@ fn parse_level(text: &str) -> Result<IsolationLevel, String> {
     }
 }
 
+/// Ranges of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranges(pub Vec<IpNet>);
+
+impl std::str::FromStr for Ranges {
+    type Err = String;
+
+    /// Ranges and single addresses, separated by commas.
+    fn from_str(list: &str) -> Result<Self, String> {
+        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let ranges = entries.map(|entry| {
+            let address = || entry.parse::<std::net::IpAddr>().map(IpNet::from);
+            entry
+                .parse::<IpNet>()
+                .map(|range| range.trunc())
+                .or_else(|_| address())
+                .map_err(|_| format!("{entry:?} is neither an address nor a range such as 10.96.0.0/12"))
+        });
+        ranges.collect::<Result<_, _>>().map(Self)
+    }
+}
+
 impl Config {
+    /// Memory of a gateway, in bytes.
+    #[must_use]
+    pub fn gateway_memory_bytes(&self) -> u64 {
+        u64::from(self.gateway_memory_mib) << 20
+    }
+
     /// User id of every recorder: the one before the range of the runs, so that it never is an agent's.
     #[must_use]
     pub fn recorder_uid(&self) -> u32 {
@@ -134,5 +192,19 @@ impl Config {
                 Some(prefix) => handler.starts_with(prefix),
                 None => handler == pattern,
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_with_single_addresses_and_without() {
+        let ranges: Ranges = " 10.96.0.7/12, 192.168.7.1,,fd00::/64".parse().unwrap();
+        let texts: Vec<String> = ranges.0.iter().map(IpNet::to_string).collect();
+        assert_eq!(texts, ["10.96.0.0/12", "192.168.7.1/32", "fd00::/64"]);
+        assert_eq!("".parse(), Ok(Ranges::default()));
+        assert!("10.96.0.0/12,pods".parse::<Ranges>().is_err());
     }
 }

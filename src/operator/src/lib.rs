@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod canary;
+pub mod cluster;
 pub mod conditions;
 pub mod config;
 pub mod context;
@@ -20,8 +21,10 @@ pub mod own_writes;
 pub mod policy;
 pub mod quantity;
 pub mod reference;
+pub mod request;
 pub mod run;
 pub mod sandbox;
 #[cfg(test)]
 mod testing;
+pub mod triggers;
 pub mod watch;

@@ -10,11 +10,12 @@ use tracing::{error, info, warn};
 
 use crate::canary::Canary;
 use crate::config::Config;
-use crate::context::{Context, Triggers};
+use crate::context::Context;
 use crate::facts::Facts;
 use crate::http::{self, Readiness};
 use crate::lease::{Election, LeaseError};
 use crate::metrics::Metrics;
+use crate::triggers::{self, Triggers};
 use crate::{policy, sandbox};
 
 /// Why the operator can't run, or can't go on.
@@ -75,7 +76,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let facts = wait_for_facts(&client, &config).await;
         info!(?facts, "cluster");
         readiness.set("facts");
-        let (context, mut triggers) = Context::start(client.clone(), config.clone(), facts, metrics.clone());
+        let (context, mut triggers) = triggers::start(client.clone(), config.clone(), facts, metrics.clone());
         context.synced().await;
         readiness.set("caches");
         tokio::select! {

@@ -1,11 +1,17 @@
 //! Fixtures of unit tests.
 
+mod api_server;
+
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::AgentSandbox;
 use clap::Parser;
 use serde_json::{Value, json};
 
+pub use api_server::ApiServer;
+
+use crate::cluster::{ClusterAddresses, NodeAddresses};
 use crate::config::Config;
+use crate::facts::Facts;
 
 /// The configuration with every default, as if no flag and no variable were set.
 pub fn config() -> Config {
@@ -41,7 +47,37 @@ pub fn policy(spec: Value) -> SandboxPolicy {
     .unwrap()
 }
 
-fn merge(into: &mut Value, from: Value) {
+/// What an operator reads of a small cluster.
+pub fn facts() -> Facts {
+    let address = |text: &str| text.parse().unwrap();
+    Facts {
+        api_server: (address("10.96.0.1"), 443),
+        cluster_dns: Some(address("10.96.0.10")),
+        canary: vec![address("10.96.9.9")],
+        canary_port: 9_444,
+    }
+}
+
+/// That cluster: pods in 10.244.0.0/16, two nodes, and an API server behind its Service.
+pub fn cluster() -> ClusterAddresses {
+    let node = |name: &str, address: &str| NodeAddresses {
+        name: name.to_owned(),
+        ranges: vec![address.parse().unwrap()],
+    };
+    let config = Config {
+        cluster_ranges: "10.244.0.0/16".parse().unwrap(),
+        ..config()
+    };
+    ClusterAddresses::gather(
+        &facts(),
+        &config,
+        &["192.168.9.9:6443".parse().unwrap()],
+        &[node("a", "192.168.7.1/32"), node("b", "192.168.7.2/32")],
+    )
+}
+
+/// Puts `from` into `into`, field by field.
+pub fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {

@@ -3,8 +3,10 @@
 // Clippy takes only functions marked #[test] for tests; this whole file is one.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use agentsandbox_api::{gateway, names};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -71,18 +73,139 @@ fn the_operator_can_read_no_secret_and_become_nobody_else() {
         for resource in words(rule, "resources") {
             let forbidden = [
                 "secrets",
-                "serviceaccounts",
                 "nodes/proxy",
                 "certificatesigningrequests",
+                "roles",
+                "clusterroles",
+                "clusterrolebindings",
             ];
             assert!(!forbidden.contains(&resource), "{rule}");
             let subresource_of_pods = resource.starts_with("pods/");
             let token = resource.ends_with("/token");
             assert!(!subresource_of_pods && !token, "{rule}");
+        }
+    }
+}
+
+#[test]
+fn the_operator_changes_no_deployment_service_account_or_binding_but_its_gateways() {
+    let objects = objects(&root());
+    let kinds = ["deployments", "services", "serviceaccounts", "rolebindings"];
+    let mut creates = BTreeSet::new();
+    for rule in rules_of_the_operator(&objects) {
+        let resources = words(rule, "resources");
+        for kind in kinds.iter().filter(|kind| resources.contains(*kind)) {
+            let verbs = words(rule, "verbs");
+            // A right to create can't be bound to a name; the admission policy is.
+            creates.extend(verbs.contains(&"create").then_some(*kind));
+            let named = ["get", "update", "patch", "delete"]
+                .iter()
+                .any(|verb| verbs.contains(verb));
+            let only = words(rule, "resourceNames");
+            let reads_only = verbs == ["get"];
             assert!(
-                !words(rule, "apiGroups").contains(&"rbac.authorization.k8s.io"),
+                !named || reads_only && only.len() == 1 || only == [gateway::NAME],
                 "{rule}"
             );
+        }
+    }
+    assert_eq!(creates, BTreeSet::from(kinds));
+}
+
+/// One permission: API group, resource, verb.
+type Permission<'a> = (&'a str, &'a str, &'a str);
+
+fn permissions<'a>(rules: impl IntoIterator<Item = &'a Value>) -> BTreeSet<Permission<'a>> {
+    let mut found = BTreeSet::new();
+    for rule in rules
+        .into_iter()
+        .filter(|rule| rule.get("resourceNames").is_none())
+    {
+        for group in words(rule, "apiGroups") {
+            for resource in words(rule, "resources") {
+                found.extend(
+                    words(rule, "verbs")
+                        .into_iter()
+                        .map(|verb| (group, resource, verb)),
+                );
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_operator_holds_all_that_it_gives_to_gateways() {
+    let objects = objects(&root());
+    let granted = permissions(
+        named(&objects, "ClusterRole", gateway::NAME)["rules"]
+            .as_array()
+            .unwrap(),
+    );
+    for (_, resource, verb) in &granted {
+        let writes = !["get", "list", "watch"].contains(verb);
+        assert!(!writes || resource.ends_with("/status"), "{resource}: {verb}");
+        assert!(!resource.contains("secrets"), "{resource}");
+    }
+    for (kind, name) in [
+        ("ClusterRole", "agentsandbox-operator"),
+        ("Role", "agentsandbox-operator-sandboxes"),
+    ] {
+        let held = permissions(named(&objects, kind, name)["rules"].as_array().unwrap());
+        let missing: Vec<_> = granted.difference(&held).collect();
+        assert!(missing.is_empty(), "{name} lacks {missing:?}");
+    }
+}
+
+#[test]
+fn every_admission_policy_is_bound_and_fails_closed() {
+    let objects = objects(&root());
+    let policies: Vec<&Value> = objects
+        .iter()
+        .filter(|object| object["kind"] == "ValidatingAdmissionPolicy")
+        .collect();
+    assert_eq!(policies.len(), 3);
+    for policy in policies {
+        let name = policy["metadata"]["name"].as_str().unwrap();
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail", "{name}");
+        let binding = named(&objects, "ValidatingAdmissionPolicyBinding", name);
+        assert_eq!(binding["spec"]["policyName"], name);
+        assert_eq!(words(&binding["spec"], "validationActions"), ["Deny"]);
+    }
+}
+
+#[test]
+fn admission_policies_name_the_accounts_labels_and_names_that_the_program_uses() {
+    let objects = objects(&root());
+    let text = |name: &str| named(&objects, "ValidatingAdmissionPolicy", name)["spec"].to_string();
+    let account = format!(
+        "system:serviceaccount:{}:agentsandbox-operator",
+        named(&objects, "ServiceAccount", "agentsandbox-operator")["metadata"]
+            .get("namespace")
+            .and_then(Value::as_str)
+            .unwrap_or("agentsandbox-system")
+    );
+    let expected = [
+        ("agentsandbox-gateway-writes", vec![gateway::NAME, "'egress'"]),
+        (
+            "agentsandbox-operator-pods",
+            vec![
+                &account,
+                names::LABEL_SANDBOX,
+                names::LABEL_POLICY,
+                names::LABEL_MANAGED_BY,
+                names::FINALIZER_RESULT,
+                gateway::AUDIENCE,
+            ],
+        ),
+        (
+            "agentsandbox-operator-gateways",
+            vec![&account, gateway::NAME, gateway::LABEL.0],
+        ),
+    ];
+    for (policy, words) in expected {
+        for word in words {
+            assert!(text(policy).contains(word), "{policy}: {word}");
         }
     }
 }
@@ -189,6 +312,16 @@ fn ports_and_names_agree_with_the_operators_defaults() {
         [config.http_port, config.canary_port, config.canary_port].map(u64::from)
     );
     named(&objects, "Namespace", &config.namespace);
+    let container =
+        &named(&objects, "Deployment", "agentsandbox-operator")["spec"]["template"]["spec"]["containers"][0];
+    for (variable, default) in [
+        ("SUPERVISOR_IMAGE", &config.supervisor_image),
+        ("GATEWAY_IMAGE", &config.gateway_image),
+    ] {
+        let env = container["env"].as_array().unwrap();
+        let entry = env.iter().find(|entry| entry["name"] == variable).unwrap();
+        assert_eq!(entry["value"], **default, "{variable}");
+    }
     // The lease is given up before the kubelet's patience ends.
     let pod = &named(&objects, "Deployment", "agentsandbox-operator")["spec"]["template"]["spec"];
     assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > 13);

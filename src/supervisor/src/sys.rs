@@ -33,6 +33,49 @@ pub fn uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Bytes from the kernel's randomness (getrandom(2), which waits until it is seeded).
+pub fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        // SAFETY: the pointer and length are those of the rest of a live array.
+        let got = unsafe { libc::getrandom(bytes[filled..].as_mut_ptr().cast(), N - filled, 0) };
+        match usize::try_from(got) {
+            Ok(got) => filled += got,
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Asks a silent peer every 5 s whether it is still there, and gives it up after 3 questions without an answer.
+pub fn keep_alive(stream: &std::net::TcpStream) -> io::Result<()> {
+    for (level, option, value) in [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 5),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3),
+    ] {
+        let value: libc::c_int = value;
+        let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();
+        // SAFETY: the pointer is to a live integer of the length that is given with it.
+        let set = unsafe {
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                length,
+            )
+        };
+        if set != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Signals as they arrive, with who sent them.
 pub struct Signals(OwnedFd);
 

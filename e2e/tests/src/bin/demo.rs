@@ -70,12 +70,16 @@ async fn show(cluster: &str) -> Result<bool, HarnessError> {
     let mut rows = Vec::new();
     for (index, scenario) in SCENARIOS.iter().enumerate() {
         eprint!("\r  [{}/{}] {:<40}", index + 1, SCENARIOS.len(), scenario.sandbox);
-        let status = harness.finished(scenario.sandbox).await?;
+        let mut status = harness.finished(scenario.sandbox).await?;
+        if scenario.has_gateway() {
+            status = harness.settled(scenario.sandbox).await?;
+        }
         rows.push((scenario, status.clone(), scenario.differences(&status)));
     }
     eprintln!("\r{:60}", "");
     let ttl = check_ttl(&harness).await?;
     print_table(&rows);
+    print_egress(&rows);
     println!("\nTTL: {ttl}");
     let again = harness.pods_of("pod-deleted").await?.len();
     println!("pod-deleted has {again} pods: it was not run again");
@@ -164,9 +168,38 @@ async fn check_ttl(harness: &Harness) -> Result<String, HarnessError> {
     Ok(parts.join("; "))
 }
 
+/// What the gateway counted, for those that have one.
+fn print_egress(rows: &[(&Scenario, AgentSandboxStatus, Vec<String>)]) {
+    println!(
+        "\n{:<16} {:>8} {:>7} {:>9} {:>8} {:>8} {:>8}  LAST DENIED",
+        "THROUGH GATEWAY", "ALLOWED", "DENIED", "BYTES", "REQUESTS", "TOKENS", "OF"
+    );
+    for (scenario, status, _) in rows.iter().filter(|(scenario, ..)| scenario.has_gateway()) {
+        let egress = status.egress.clone().unwrap_or_default();
+        let denied: Vec<String> = egress
+            .denials
+            .iter()
+            .map(|denial| format!("{} ({})", denial.destination, denial.reason))
+            .collect();
+        println!(
+            "{:<16} {:>8} {:>7} {:>9} {:>8} {:>8} {:>8}  {}",
+            scenario.sandbox,
+            egress.allowed,
+            egress.denied,
+            egress.used.bytes,
+            egress.used.model_requests,
+            egress.used.tokens,
+            scenario
+                .token_limit()
+                .map_or_else(|| "-".to_owned(), |limit| limit.to_string()),
+            denied.join(", "),
+        );
+    }
+}
+
 fn print_table(rows: &[(&Scenario, AgentSandboxStatus, Vec<String>)]) {
     println!(
-        "{:<16} {:<40} {:<9} {:<18} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15}",
+        "{:<16} {:<40} {:<9} {:<20} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15}",
         "SCENARIO", "TRIED", "VERDICT", "REASON", "EXIT", "WALL s", "CPU s", "PEAK MEM", "PROCS", "ISOLATION"
     );
     for (scenario, status, differences) in rows {
@@ -174,7 +207,7 @@ fn print_table(rows: &[(&Scenario, AgentSandboxStatus, Vec<String>)]) {
         let result = status.result.clone().unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         println!(
-            "{:<16} {:<40} {:<9} {:<18} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15} {}",
+            "{:<16} {:<40} {:<9} {:<20} {:>4} {:>7} {:>7} {:>9} {:>5}  {:<15} {}",
             scenario.sandbox,
             scenario.tried,
             or_dash(status.phase.map(|phase| phase.to_string())),

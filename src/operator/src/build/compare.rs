@@ -1,19 +1,25 @@
-//! Whether what the API server made of a pod is still what was built: mutating webhooks may add containers,
+//! Whether what the API server holds is still what was built: mutating webhooks, and people, may add containers,
 //! volumes, tokens and environment.
 
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::Value;
+use kube::ResourceExt;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use crate::quantity::same_amount;
 
-/// Fields that the API server and its built-in admission plugins fill in where the built pod is silent. Anything
-/// else that appears is somebody's mutation.
-const FILLED_IN: [&str; 24] = [
+/// Fields that the API server and its built-in admission plugins fill in where the built object is silent, and what
+/// `kubectl rollout restart` writes into a Deployment's template. Anything else that appears is somebody's mutation.
+const FILLED_IN: [&str; 28] = [
+    "annotations",
     "apiVersion",
+    "clusterIP",
+    "clusterIPs",
     "defaultMode",
     "dnsPolicy",
     "fsGroupChangePolicy",
     "imagePullSecrets",
+    "ipFamilies",
     "nodeName",
     "nodeSelector",
     "overhead",
@@ -57,6 +63,95 @@ pub fn first_difference(built: &Pod, live: &Pod) -> Option<String> {
         return Some("spec".to_owned());
     };
     difference("spec", &built, &live)
+}
+
+/// What an object of ours says beside its metadata and status, by field.
+fn content(object: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(object) {
+        Ok(Value::Object(mut fields)) => {
+            for field in ["apiVersion", "kind", "metadata", "status"] {
+                fields.remove(field);
+            }
+            fields
+        }
+        _ => Map::new(),
+    }
+}
+
+/// The first thing in which a shared object is not what was built: its owners, its labels, or what it says. Labels and
+/// owners that somebody added are theirs.
+#[must_use]
+pub fn object_difference<K: ResourceExt + Serialize>(built: &K, live: &K) -> Option<String> {
+    if live.meta().deletion_timestamp.is_some() {
+        return Some("metadata.deletionTimestamp".to_owned());
+    }
+    let unlabelled = built
+        .labels()
+        .iter()
+        .find(|(key, value)| live.labels().get(*key) != Some(value));
+    if let Some((key, _)) = unlabelled {
+        return Some(format!("metadata.labels.{key}"));
+    }
+    let ours = |object: &K| {
+        let mut owners: Vec<_> = object
+            .owner_references()
+            .iter()
+            .filter(|owner| owner.kind == "SandboxPolicy")
+            .map(|owner| owner.uid.clone())
+            .collect();
+        owners.sort();
+        owners
+    };
+    if ours(built) != ours(live) {
+        return Some("metadata.ownerReferences".to_owned());
+    }
+    let live = content(live);
+    content(built)
+        .iter()
+        .find_map(|(field, value)| difference(field, value, live.get(field).unwrap_or(&Value::Null)))
+}
+
+/// A merge patch (RFC 7396) that makes a live object say what was built and nothing else, labels and owners of others
+/// aside.
+#[must_use]
+pub fn overwriting_patch<K: ResourceExt + Serialize>(built: &K, live: &K) -> Value {
+    let others = live
+        .owner_references()
+        .iter()
+        .filter(|owner| owner.kind != "SandboxPolicy");
+    let owners: Vec<_> = built.owner_references().iter().chain(others).collect();
+    let metadata = json!({"labels": built.labels(), "ownerReferences": owners});
+    let live = content(live);
+    let mut patch: Map<String, Value> = content(built)
+        .into_iter()
+        .map(|(field, value)| {
+            let forced = overwriting(value, live.get(&field).unwrap_or(&Value::Null));
+            (field, forced)
+        })
+        .collect();
+    patch.insert("metadata".to_owned(), metadata);
+    Value::Object(patch)
+}
+
+fn overwriting(built: Value, live: &Value) -> Value {
+    let (Value::Object(built), Value::Object(live)) = (&built, live) else {
+        // A merge patch replaces lists as a whole.
+        return built;
+    };
+    let foreign = live
+        .iter()
+        .filter(|(key, value)| {
+            !built.contains_key(*key) && !FILLED_IN.contains(&key.as_str()) && !is_empty(value)
+        })
+        .map(|(key, _)| (key.clone(), Value::Null));
+    built
+        .iter()
+        .map(|(key, value)| {
+            let other = live.get(key).unwrap_or(&Value::Null);
+            (key.clone(), overwriting(value.clone(), other))
+        })
+        .chain(foreign)
+        .collect()
 }
 
 fn difference(path: &str, built: &Value, live: &Value) -> Option<String> {

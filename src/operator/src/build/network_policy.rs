@@ -3,10 +3,16 @@
 use std::collections::BTreeMap;
 
 use agentsandbox_api::names;
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
-    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyPeer, NetworkPolicySpec,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, OwnerReference,
+};
+
+use crate::build::from_policy;
+use crate::build::gateway::ways_in;
+use crate::build::gateway_network::{gateway_pods, port};
 
 /// Denies all traffic, both ways, to every sandbox pod of the namespace.
 ///
@@ -15,7 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
 #[must_use]
 pub fn deny_all(namespace: &str) -> NetworkPolicy {
     NetworkPolicy {
-        metadata: metadata(namespace, names::DENY_ALL_NETWORK_POLICY.to_owned(), None),
+        metadata: from_policy(namespace, names::DENY_ALL_NETWORK_POLICY.to_owned(), Vec::new()),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector {
                 match_expressions: Some(vec![LabelSelectorRequirement {
@@ -30,13 +36,26 @@ pub fn deny_all(namespace: &str) -> NetworkPolicy {
     }
 }
 
-/// What the pods of one policy may reach beyond the namespace-wide deny: nothing, as no gateway exists yet. The
-/// label is the policy's plain name, so that anybody can see which pods it selects.
+/// What the pods of one policy may reach beyond the namespace-wide deny: the egress gateway of their namespace if the
+/// policy needs it, and nothing else. The label is the policy's plain name, so that anybody can see which pods it
+/// selects.
 #[must_use]
-pub fn for_policy(namespace: &str, policy: &str, owner: OwnerReference) -> NetworkPolicy {
+pub fn for_policy(namespace: &str, policy: &str, owner: OwnerReference, gateway: bool) -> NetworkPolicy {
+    let to_gateway = || NetworkPolicyEgressRule {
+        to: Some(vec![NetworkPolicyPeer {
+            pod_selector: Some(gateway_pods()),
+            ..NetworkPolicyPeer::default()
+        }]),
+        ports: Some(
+            ways_in()
+                .map(|(number, protocol)| port(number, protocol))
+                .collect(),
+        ),
+    };
     NetworkPolicy {
-        metadata: metadata(namespace, policy_name(policy), Some(owner)),
+        metadata: from_policy(namespace, policy_name(policy), vec![owner]),
         spec: Some(NetworkPolicySpec {
+            egress: gateway.then(|| vec![to_gateway()]),
             pod_selector: Some(LabelSelector {
                 match_labels: Some(BTreeMap::from([(
                     names::LABEL_POLICY.to_owned(),
@@ -61,11 +80,10 @@ pub fn stands(live: &NetworkPolicy, built: &NetworkPolicy) -> bool {
     let (Some(live), Some(built)) = (&live.spec, &built.spec) else {
         return false;
     };
-    let none = |rules: usize| rules == 0;
     live.pod_selector == built.pod_selector
         && live.policy_types == built.policy_types
-        && none(live.ingress.as_ref().map_or(0, Vec::len))
-        && none(live.egress.as_ref().map_or(0, Vec::len))
+        && live.ingress.as_deref().unwrap_or_default() == built.ingress.as_deref().unwrap_or_default()
+        && live.egress.as_deref().unwrap_or_default() == built.egress.as_deref().unwrap_or_default()
 }
 
 /// Whether a policy that is not ours adds traffic to pods with these labels: policies add up, so any rule of
@@ -110,22 +128,11 @@ fn deny_both_ways() -> NetworkPolicySpec {
     }
 }
 
-fn metadata(namespace: &str, name: String, owner: Option<OwnerReference>) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name),
-        namespace: Some(namespace.to_owned()),
-        labels: Some(BTreeMap::from([(
-            names::LABEL_MANAGED_BY.to_owned(),
-            names::MANAGER.to_owned(),
-        )])),
-        owner_references: owner.map(|owner| vec![owner]),
-        ..ObjectMeta::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::owner_reference;
+    use crate::testing;
     use serde_json::json;
 
     fn labels() -> BTreeMap<String, String> {
@@ -185,5 +192,34 @@ mod tests {
             k8s_openapi::api::networking::v1::NetworkPolicyEgressRule::default(),
         ]);
         assert!(!stands(&opened, &built));
+    }
+
+    #[test]
+    fn a_policy_with_a_gateway_opens_the_way_to_it_and_nothing_else() {
+        let policy = testing::policy(json!({}));
+        let built = |gateway| for_policy("ns", "default", owner_reference(&policy), gateway);
+        insta::assert_json_snapshot!(built(true));
+        assert!(built(false).spec.unwrap().egress.is_none());
+        assert!(stands(&built(true), &built(true)));
+        assert!(!stands(&built(true), &built(false)));
+        assert!(!stands(&built(false), &built(true)));
+        let mut wider = built(true);
+        let rules = wider.spec.as_mut().unwrap().egress.as_mut().unwrap();
+        rules[0].to.as_mut().unwrap().push(NetworkPolicyPeer::default());
+        assert!(!stands(&wider, &built(true)));
+        let mut narrower = built(true);
+        narrower.spec.as_mut().unwrap().egress.as_mut().unwrap()[0].ports = None;
+        assert!(!stands(&narrower, &built(true)));
+    }
+
+    #[test]
+    fn the_gateways_own_policies_widen_no_sandbox() {
+        let needs = crate::build::gateway::Needs::default();
+        for policy in [
+            crate::build::gateway_network::ingress(&needs),
+            crate::build::gateway_network::egress(&needs, &testing::cluster()),
+        ] {
+            assert!(!widens(&policy, &labels()));
+        }
     }
 }

@@ -2,23 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use agentsandbox_api::gateway;
 use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
-use agentsandbox_api::run::{CommandSpec, Expectation, ProbeTarget, RunSpec, Transport};
+use agentsandbox_api::run::{CommandSpec, RunSpec};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
     HTTPGetAction, Lifecycle, LifecycleHandler, LocalObjectReference, ObjectFieldSelector,
-    PersistentVolumeClaimVolumeSource, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Probe,
-    ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    PersistentVolumeClaimVolumeSource, Pod, PodDNSConfig, PodDNSConfigOption, PodSecurityContext, PodSpec,
+    Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::build::{hex_hash, short_hash};
+use crate::build::{hex_hash, probes, short_hash};
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::quantity::{from_bytes, from_millis};
@@ -32,6 +34,10 @@ pub const RECORDER_MEMORY_BYTES: u64 = 32 << 20;
 pub const RECORDER_DISK_BYTES: u64 = 32 << 20;
 /// From SIGTERM to SIGKILL, in seconds: the supervisor's own grace for the command, and time to report.
 pub const TERMINATION_GRACE_SECONDS: i64 = 15;
+/// Lifetime of the recorder's token, in seconds; the kubelet renews it when a fifth is left.
+const TOKEN_SECONDS: i64 = 3_600;
+/// Name of the token's volume.
+const TOKEN_VOLUME: &str = "gateway-token";
 /// One environment entry may hold 128 KiB (`MAX_ARG_STRLEN`), its name included.
 const ENV_PIECE_BYTES: usize = 120 << 10;
 
@@ -126,12 +132,8 @@ pub fn build(
             active_deadline_seconds: Some(i64::from(
                 config.start_timeout_seconds + run.figures.runtime_seconds + config.deadline_grace_seconds,
             )),
-            // No name can be resolved without a gateway; a nameserver that refuses at once beats one that is silent.
             dns_policy: Some("None".to_owned()),
-            dns_config: Some(PodDNSConfig {
-                nameservers: Some(vec!["127.0.0.1".to_owned()]),
-                ..PodDNSConfig::default()
-            }),
+            dns_config: Some(dns_config(run)),
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(!run.as_root),
                 fs_group: Some(i64::from(uid)),
@@ -156,6 +158,25 @@ pub fn build(
     }
 }
 
+/// The gateway answers for the names that the policy allows. Without one no name can be resolved, and a nameserver that
+/// refuses at once beats one that is silent.
+fn dns_config(run: &AdmittedRun) -> PodDNSConfig {
+    match &run.gateway {
+        Some(access) => PodDNSConfig {
+            nameservers: Some(vec![access.address.clone()]),
+            options: Some(vec![PodDNSConfigOption {
+                name: Some("ndots".to_owned()),
+                value: Some("1".to_owned()),
+            }]),
+            searches: None,
+        },
+        None => PodDNSConfig {
+            nameservers: Some(vec!["127.0.0.1".to_owned()]),
+            ..PodDNSConfig::default()
+        },
+    }
+}
+
 fn run_spec(
     identity: &RunIdentity,
     run: &AdmittedRun,
@@ -168,7 +189,7 @@ fn run_spec(
         sandbox_uid: identity.sandbox_uid.clone(),
         run_id: identity.run_id.clone(),
         isolation,
-        probes: probe_targets(facts),
+        probes: probes::targets(run, facts),
         probe_interval_seconds: config.probe_interval_seconds,
         probe_timeout_seconds: config.probe_timeout_seconds,
         command: CommandSpec {
@@ -184,62 +205,15 @@ fn run_spec(
             writable: vec![names::PATH_WORKSPACE.to_owned(), names::PATH_TMP.to_owned()],
             capture: run.capture,
             uid,
+            certificate: None,
         },
         mounted_files: run
             .config_maps
             .iter()
             .map(|(_, mounted)| mounted.clone())
             .collect(),
+        gateway: run.gateway.clone(),
     }
-}
-
-/// Destinations that must be closed to every sandbox. The API server, the cluster's DNS, the node's kubelet and the
-/// canary are there and answer, so silence from them shows that a policy is enforced; the metadata addresses are
-/// what an agent would go for.
-fn probe_targets(facts: &Facts) -> Vec<ProbeTarget> {
-    let closed = |name: &str, address: String, port: u16, transport: Transport| ProbeTarget {
-        name: name.to_owned(),
-        address,
-        port,
-        transport,
-        expect: Expectation::Closed,
-    };
-    let mut targets = vec![
-        closed(
-            "apiserver",
-            facts.api_server.0.to_string(),
-            facts.api_server.1,
-            Transport::Tcp,
-        ),
-        closed("node", "$HOST_IP".to_owned(), 10_250, Transport::Tcp),
-        closed("node", "$HOST_IP".to_owned(), 10_250, Transport::Udp),
-        closed("metadata", "169.254.169.254".to_owned(), 80, Transport::Tcp),
-        closed("metadata-v6", "fd00:ec2::254".to_owned(), 80, Transport::Tcp),
-    ];
-    if let Some(dns) = facts.cluster_dns {
-        targets.push(closed("dns", dns.to_string(), 53, Transport::Tcp));
-        targets.push(closed("dns", dns.to_string(), 53, Transport::Udp));
-    }
-    for (index, address) in facts.canary.iter().enumerate() {
-        let name = if index == 0 {
-            "canary".to_owned()
-        } else {
-            format!("canary-{index}")
-        };
-        targets.push(closed(
-            &name,
-            address.to_string(),
-            facts.canary_port,
-            Transport::Tcp,
-        ));
-        targets.push(closed(
-            &name,
-            address.to_string(),
-            facts.canary_port,
-            Transport::Udp,
-        ));
-    }
-    targets
 }
 
 fn recorder(run: &AdmittedRun, run_spec: &RunSpec, config: &Config) -> Container {
@@ -254,6 +228,9 @@ fn recorder(run: &AdmittedRun, run_spec: &RunSpec, config: &Config) -> Container
     ];
     for (index, (_, mounted)) in run.config_maps.iter().enumerate() {
         mounts.push(mount(&format!("files-{index}"), &mounted.source, true));
+    }
+    if run.gateway.is_some() {
+        mounts.push(mount(TOKEN_VOLUME, gateway::PATH_TOKEN, true));
     }
     Container {
         name: names::CONTAINER_RECORDER.to_owned(),
@@ -362,7 +339,28 @@ fn volumes(run: &AdmittedRun) -> Vec<Volume> {
             ..Volume::default()
         });
     }
+    volumes.extend(run.gateway.as_ref().map(|_| gateway_token()));
     volumes
+}
+
+/// The token by which the recorder, and nobody else in the pod, shows the gateway whose pod it is. The kubelet gives its
+/// file to the pod's fsGroup, of which both containers are; only the recorder has it mounted.
+fn gateway_token() -> Volume {
+    Volume {
+        name: TOKEN_VOLUME.to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            default_mode: Some(0o440),
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(ServiceAccountTokenProjection {
+                    audience: Some(gateway::AUDIENCE.to_owned()),
+                    expiration_seconds: Some(TOKEN_SECONDS),
+                    path: gateway::TOKEN_FILE.to_owned(),
+                }),
+                ..VolumeProjection::default()
+            }]),
+        }),
+        ..Volume::default()
+    }
 }
 
 /// The run spec as environment entries: base64, because the kubelet expands `$(NAME)` in literal values.
@@ -452,3 +450,7 @@ fn empty_dir(name: &str, bytes: u64) -> Volume {
         ..Volume::default()
     }
 }
+
+#[cfg(test)]
+#[path = "pod_tests.rs"]
+mod tests;

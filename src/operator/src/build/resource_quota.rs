@@ -6,12 +6,24 @@ use agentsandbox_api::names;
 use agentsandbox_api::policy::Quota;
 use k8s_openapi::api::core::v1::{ResourceQuota, ResourceQuotaSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use crate::build::from_policy;
 
 /// Name of a policy's `ResourceQuota`.
 #[must_use]
 pub fn quota_name(policy: &str) -> String {
     format!("{}{policy}", names::QUOTA_PREFIX)
+}
+
+/// Whether a quota bounds anything that a `ResourceQuota` can count. Tokens and model requests are the gateway's to
+/// count, and several policies may bound them.
+#[must_use]
+pub fn is_needed(quota: &Quota) -> bool {
+    quota.sandboxes.is_some()
+        || quota.cpu.is_some()
+        || quota.memory.is_some()
+        || quota.ephemeral_storage.is_some()
 }
 
 /// The quota with scope `Terminating`: it counts exactly the pods that set `activeDeadlineSeconds`, as every
@@ -32,16 +44,7 @@ pub fn build(namespace: &str, policy: &str, quota: &Quota, owner: OwnerReference
         }
     }
     ResourceQuota {
-        metadata: ObjectMeta {
-            name: Some(quota_name(policy)),
-            namespace: Some(namespace.to_owned()),
-            labels: Some(BTreeMap::from([(
-                names::LABEL_MANAGED_BY.to_owned(),
-                names::MANAGER.to_owned(),
-            )])),
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        },
+        metadata: from_policy(namespace, quota_name(policy), vec![owner]),
         spec: Some(ResourceQuotaSpec {
             hard: Some(hard),
             scopes: Some(vec!["Terminating".to_owned()]),
@@ -68,4 +71,28 @@ pub fn stands(live: &ResourceQuota, built: &ResourceQuota) -> bool {
                 .get(name)
                 .is_some_and(|other| crate::quantity::same_amount(&amount.0, &other.0))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_alone_need_no_resource_quota() {
+        let table = [
+            ("{}", false),
+            (r#"{"tokens": 5, "modelRequests": 2, "windowSeconds": 60}"#, false),
+            (r#"{"tokens": 5, "sandboxes": 2}"#, true),
+            (r#"{"cpu": "2"}"#, true),
+            (r#"{"memory": "2Gi"}"#, true),
+            (r#"{"ephemeralStorage": "2Gi"}"#, true),
+        ];
+        for (quota, needed) in table {
+            assert_eq!(
+                is_needed(&serde_json::from_str(quota).unwrap()),
+                needed,
+                "{quota}"
+            );
+        }
+    }
 }

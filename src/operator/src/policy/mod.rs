@@ -1,5 +1,9 @@
-//! The controller of `SandboxPolicy`: network policies first, then the quota, then status.
+//! The controller of `SandboxPolicy`: network policies first, then the egress gateway, the quota, and status.
 
+pub mod figures;
+pub mod gateway;
+pub mod models;
+mod quota;
 pub mod valid;
 
 use std::collections::BTreeMap;
@@ -13,7 +17,6 @@ use agentsandbox_api::sandbox::{AgentSandbox, Phase};
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
@@ -26,8 +29,9 @@ use tracing::{debug, instrument, warn};
 
 use crate::build::{network_policy, resource_quota};
 use crate::conditions::{self, Say};
-use crate::context::{Context, RequestError};
+use crate::context::Context;
 use crate::jitter::jittered;
+use crate::request::RequestError;
 use crate::sandbox::decide::is_gitops_tracked;
 use crate::sandbox::status::is_finished;
 
@@ -96,18 +100,16 @@ async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, 
     let name = policy.name_any();
     let owner = owner_reference(policy);
     apply_network_policy(&network_policy::deny_all(&namespace), context).await?;
-    apply_network_policy(
-        &network_policy::for_policy(&namespace, &name, owner.clone()),
-        context,
-    )
-    .await?;
-    let overlap = overlapping_quota(policy, context);
-    apply_quota(policy, overlap.is_none(), owner, context).await?;
+    let own = network_policy::for_policy(&namespace, &name, owner.clone(), needs_gateway(policy, context));
+    apply_network_policy(&own, context).await?;
+    let gateway = gateway::ensure(&namespace, context).await?;
+    let overlap = quota::overlapping(policy, context);
+    quota::apply(policy, overlap.is_none(), owner, context).await?;
     prune_finished(policy, context).await?;
 
     let now = Timestamp::now();
     let mut status = policy.status.clone().unwrap_or_default();
-    compose(&mut status, policy, overlap.as_deref(), context, now);
+    compose(&mut status, policy, overlap.as_deref(), &gateway, context, now);
     report(policy, &status, context).await?;
     Ok(Requeue::requeue(jittered(COUNT_INTERVAL)))
 }
@@ -119,6 +121,12 @@ pub fn owner_reference(policy: &SandboxPolicy) -> OwnerReference {
         block_owner_deletion: Some(false),
         ..policy.controller_owner_ref(&()).unwrap_or_default()
     }
+}
+
+/// Whether the sandboxes of a policy reach the egress gateway. Rules that are wrong open nothing.
+#[must_use]
+pub fn needs_gateway(policy: &SandboxPolicy, context: &Context) -> bool {
+    matches!(context.valid_egress(&policy.spec), Ok(Some(_)))
 }
 
 /// Why a policy keeps its sandboxes from starting although its fields are valid: a quota that can't be kept apart.
@@ -134,6 +142,7 @@ fn compose(
     status: &mut SandboxPolicyStatus,
     policy: &SandboxPolicy,
     overlap: Option<&str>,
+    gateway: &gateway::State,
     context: &Context,
     now: Timestamp,
 ) {
@@ -144,66 +153,78 @@ fn compose(
         types::NETWORK_READY,
         &Say::yes(
             reasons::IN_FORCE,
-            "sandbox pods of this namespace are denied all traffic",
+            "sandbox pods of this namespace are denied all traffic, but for that to the egress gateway where their policy needs it",
         ),
     );
-    let has_quota = policy.spec.quota.is_some();
     let overlap_message = overlap.map(|other| {
         format!("SandboxPolicy {other} of this namespace has a quota already, and a ResourceQuota can't tell the pods of two policies apart: give this policy a namespace of its own, or no quota")
     });
-    match &overlap_message {
-        Some(message) => say(types::QUOTA_READY, &Say::no(reasons::QUOTA_OVERLAPS, message)),
-        None if has_quota => say(
-            types::QUOTA_READY,
-            &Say::yes(
-                reasons::IN_FORCE,
-                "a ResourceQuota counts every sandbox of this namespace",
-            ),
-        ),
-        None => say(
-            types::QUOTA_READY,
-            &Say::yes(reasons::NOT_REQUESTED, "the policy sets no quota"),
-        ),
-    }
-    let problems = valid::validate(&policy.spec, &context.config)
-        .err()
-        .unwrap_or_default();
-    let unsupported = problems.unsupported.join("; ");
-    if unsupported.is_empty() {
-        say(
-            types::GATEWAY_READY,
-            &Say::yes(
-                reasons::NOT_REQUESTED,
-                "the policy allows no egress, so no gateway is needed",
-            ),
-        );
-    } else {
-        say(
-            types::GATEWAY_READY,
-            &Say::no(reasons::NOT_SUPPORTED, &unsupported),
-        );
-    }
+    let quota = quota_says(policy, overlap_message.as_deref());
+    say(types::QUOTA_READY, &quota);
+    let problems = context.valid_policy(&policy.spec).err().unwrap_or_default();
     let message = problems.message();
-    if !problems.invalid.is_empty() {
-        say(types::READY, &Say::no(reasons::INVALID, &message));
-    } else if !unsupported.is_empty() {
-        say(types::READY, &Say::no(reasons::NOT_SUPPORTED, &message));
-    } else if let Some(message) = &overlap_message {
-        say(types::READY, &Say::no(reasons::QUOTA_OVERLAPS, message));
+    let egress_problems = context
+        .valid_egress(&policy.spec)
+        .err()
+        .unwrap_or_default()
+        .join("; ");
+    let gateway = gateway_says(policy, &egress_problems, gateway);
+    say(types::GATEWAY_READY, &gateway);
+    let ready = if !problems.invalid.is_empty() {
+        Say::no(reasons::INVALID, &message)
+    } else if !problems.unsupported.is_empty() {
+        Say::no(reasons::NOT_SUPPORTED, &message)
+    } else if quota.status == "False" {
+        quota
+    } else if gateway.status == "False" {
+        gateway
     } else {
-        say(
-            types::READY,
-            &Say::yes(reasons::IN_FORCE, "the policy is enforced"),
-        );
-    }
-    let ready = conditions::find(&status.conditions, types::READY).cloned();
-    let stalled = match &ready {
-        Some(ready) if ready.status == "False" => Say::yes(&ready.reason, &ready.message),
-        _ => Say::no(reasons::IN_FORCE, ""),
+        Say::yes(reasons::IN_FORCE, "the policy is enforced")
     };
-    conditions::set(&mut status.conditions, types::STALLED, &stalled, generation, now);
+    say(types::READY, &ready);
+    // What is on its way comes by itself.
+    let stalled = if ready.status == "False" && ready.reason != reasons::APPLYING {
+        Say::yes(ready.reason, ready.message)
+    } else {
+        Say::no(reasons::IN_FORCE, "")
+    };
+    say(types::STALLED, &stalled);
     status.observed_generation = generation;
     status.sandboxes = Some(counts(policy, context));
+}
+
+fn quota_says<'a>(policy: &SandboxPolicy, overlap: Option<&'a str>) -> Say<'a> {
+    match (overlap, policy.spec.quota.as_ref()) {
+        (Some(message), _) => Say::no(reasons::QUOTA_OVERLAPS, message),
+        (None, Some(quota)) if resource_quota::is_needed(quota) => Say::yes(
+            reasons::IN_FORCE,
+            "a ResourceQuota counts every sandbox of this namespace",
+        ),
+        (None, Some(_)) => Say::yes(
+            reasons::NOT_REQUESTED,
+            "the quota bounds only what the egress gateway counts",
+        ),
+        (None, None) => Say::yes(reasons::NOT_REQUESTED, "the policy sets no quota"),
+    }
+}
+
+fn gateway_says<'a>(policy: &SandboxPolicy, problems: &'a str, state: &'a gateway::State) -> Say<'a> {
+    if !valid::asks_for_egress(&policy.spec) {
+        return Say::yes(
+            reasons::NOT_REQUESTED,
+            "the policy allows no egress, so no gateway is needed",
+        );
+    }
+    if !problems.is_empty() {
+        return Say::no(reasons::INVALID, problems);
+    }
+    match state {
+        gateway::State::InForce => Say::yes(reasons::IN_FORCE, "the egress gateway serves this policy"),
+        gateway::State::Applying(why) => Say::no(reasons::APPLYING, why),
+        gateway::State::Failed(why) => Say::no(reasons::APPLY_FAILED, why),
+        // Another policy's edit came between; the next look tells.
+        gateway::State::NotRequested => Say::no(reasons::APPLYING, "the egress gateway is not made yet"),
+    }
 }
 
 fn counts(policy: &SandboxPolicy, context: &Context) -> SandboxCounts {
@@ -316,18 +337,29 @@ pub async fn apply_network_policy(built: &NetworkPolicy, context: &Context) -> R
     let live = context
         .network_policies
         .get(&ObjectRef::new(&name).within(&namespace));
-    if live.is_some_and(|live| {
-        network_policy::stands(&live, built) && live.owner_references() == built.owner_references()
-    }) {
+    let owners = |policy: &NetworkPolicy| {
+        let mut owners: Vec<_> = policy
+            .owner_references()
+            .iter()
+            .map(|owner| owner.uid.clone())
+            .collect();
+        owners.sort();
+        owners
+    };
+    if live.is_some_and(|live| network_policy::stands(&live, built) && owners(&live) == owners(built)) {
         return Ok(());
     }
     let api: Api<NetworkPolicy> = Api::namespaced(context.client.clone(), &namespace);
-    // Rules that somebody added have another owner in managedFields; named as empty and forced, they go.
+    // Rules that somebody added have another owner in managedFields; named and forced, even as none, they go.
     let mut object = serde_json::to_value(built).unwrap_or_default();
     object["apiVersion"] = "networking.k8s.io/v1".into();
     object["kind"] = "NetworkPolicy".into();
-    object["spec"]["ingress"] = serde_json::json!([]);
-    object["spec"]["egress"] = serde_json::json!([]);
+    for direction in ["ingress", "egress"] {
+        let rules = &mut object["spec"][direction];
+        if rules.is_null() {
+            *rules = serde_json::json!([]);
+        }
+    }
     let parameters = PatchParams::apply(names::MANAGER).force();
     context
         .request(
@@ -335,70 +367,6 @@ pub async fn apply_network_policy(built: &NetworkPolicy, context: &Context) -> R
             "NetworkPolicy",
             &name,
             api.patch(&name, &parameters, &Patch::Apply(object)),
-        )
-        .await?;
-    Ok(())
-}
-
-/// The older policy of the namespace that has a quota already.
-fn overlapping_quota(policy: &SandboxPolicy, context: &Context) -> Option<String> {
-    policy.spec.quota.as_ref()?;
-    let key = |policy: &SandboxPolicy| {
-        (
-            policy.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            policy.name_any(),
-        )
-    };
-    context
-        .policies
-        .state()
-        .iter()
-        .filter(|other| other.namespace() == policy.namespace() && other.spec.quota.is_some())
-        .filter(|other| other.metadata.deletion_timestamp.is_none() && key(other) < key(policy))
-        .map(|other| other.name_any())
-        .next()
-}
-
-async fn apply_quota(
-    policy: &SandboxPolicy,
-    allowed: bool,
-    owner: OwnerReference,
-    context: &Context,
-) -> Result<(), RequestError> {
-    let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
-    let quota_name = resource_quota::quota_name(&name);
-    let api: Api<ResourceQuota> = Api::namespaced(context.client.clone(), &namespace);
-    let live = context
-        .quotas
-        .get(&ObjectRef::new(&quota_name).within(&namespace));
-    let Some(quota) = policy.spec.quota.as_ref().filter(|_| allowed) else {
-        if live.is_some() {
-            match context
-                .request(
-                    "delete",
-                    "ResourceQuota",
-                    &quota_name,
-                    api.delete(&quota_name, &DeleteParams::default()),
-                )
-                .await
-            {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
-        }
-        return Ok(());
-    };
-    let built = resource_quota::build(&namespace, &name, quota, owner);
-    if live.is_some_and(|live| resource_quota::stands(&live, &built)) {
-        return Ok(());
-    }
-    let parameters = PatchParams::apply(names::MANAGER).force();
-    context
-        .request(
-            "apply",
-            "ResourceQuota",
-            &quota_name,
-            api.patch(&quota_name, &parameters, &Patch::Apply(&built)),
         )
         .await?;
     Ok(())

@@ -1,13 +1,20 @@
 //! From a `SandboxPolicy` as written to one that can be enforced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use agentsandbox_api::gateway::ModelAccess;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::policy::{Ceilings, Cleanup, PullPolicy, SandboxPolicySpec};
-use agentsandbox_api::sandbox::Quantity;
+use agentsandbox_egress::rules::EgressPolicy;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Toleration;
 
+use crate::cluster::ClusterAddresses;
 use crate::config::Config;
+use crate::policy::figures::{
+    self, BUILT_IN_DEFAULTS, BUILT_IN_MAXIMUM, BUILT_IN_MAXIMUM_TTL_SECONDS, Budgets, Figures,
+};
+use crate::policy::models;
 use crate::{image, quantity};
 
 /// A policy of which every field can be enforced.
@@ -39,7 +46,7 @@ pub struct ValidPolicy {
     pub maximum: Figures,
     /// Longest TTL a sandbox may ask for, in seconds.
     pub maximum_ttl_seconds: i64,
-    /// Model tokens, requests and steps a sandbox may be given; none if `None`.
+    /// Model tokens, requests, steps and bytes of egress that a sandbox may be given; unbounded if `None`.
     pub maximum_budgets: Budgets,
     /// Claims a sandbox may name.
     pub claims: Vec<String>,
@@ -47,54 +54,20 @@ pub struct ValidPolicy {
     pub claims_shared: bool,
     /// Clean-up rules.
     pub cleanup: Cleanup,
+    /// What its sandboxes reach through the egress gateway; `None` if nothing.
+    pub egress: Option<ValidEgress>,
 }
 
-/// Figures of one sandbox, all known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Figures {
-    /// Thousandths of a CPU.
-    pub cpu_millis: u64,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-    /// Bytes of disk.
-    pub disk_bytes: u64,
-    /// Processes and threads.
-    pub processes: u32,
-    /// Wall-clock seconds.
-    pub runtime_seconds: u32,
+/// What a policy needs of its namespace's egress gateway.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ValidEgress {
+    /// Secrets that the gateway mounts.
+    pub secrets: BTreeSet<String>,
+    /// Ranges that rules open beyond what is public.
+    pub opened: BTreeSet<IpNet>,
+    /// Variables by which SDKs find the models.
+    pub models: Vec<ModelAccess>,
 }
-
-/// Ceilings on what only a gateway or a session can spend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budgets {
-    /// Model tokens.
-    pub tokens: Option<i64>,
-    /// Model requests.
-    pub model_requests: Option<i64>,
-    /// Steps.
-    pub steps: Option<i64>,
-}
-
-/// What holds where neither a sandbox nor its policy says anything.
-pub const BUILT_IN_DEFAULTS: Figures = Figures {
-    cpu_millis: 1_000,
-    memory_bytes: 512 << 20,
-    disk_bytes: 1 << 30,
-    processes: 256,
-    runtime_seconds: 600,
-};
-
-/// The most a sandbox may ask for where its policy does not say.
-pub const BUILT_IN_MAXIMUM: Figures = Figures {
-    cpu_millis: 2_000,
-    memory_bytes: 2 << 30,
-    disk_bytes: 4 << 30,
-    processes: 1_024,
-    runtime_seconds: 3_600,
-};
-
-/// The longest TTL a sandbox may ask for where its policy does not say: seven days, in seconds.
-pub const BUILT_IN_MAXIMUM_TTL_SECONDS: i64 = 7 * 86_400;
 
 /// Why a policy can't be enforced: every problem, in the order of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,8 +92,13 @@ impl PolicyProblems {
     }
 }
 
-/// Checks a policy against the operator's configuration, which stands above it.
-pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy, PolicyProblems> {
+/// Checks a policy against the operator's configuration, which stands above it, and against the cluster, whose own
+/// addresses no rule opens.
+pub fn validate(
+    spec: &SandboxPolicySpec,
+    config: &Config,
+    cluster: &ClusterAddresses,
+) -> Result<ValidPolicy, PolicyProblems> {
     let mut problems = PolicyProblems::default();
     let runtime_class = spec
         .isolation
@@ -132,17 +110,17 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
     check_scheduling(spec, config, &mut problems);
     check_unsupported(spec, &mut problems);
 
-    let maximum = figures(
+    let maximum = figures::read(
         spec.maximum.as_ref(),
         BUILT_IN_MAXIMUM,
         "spec.maximum",
-        &mut problems,
+        &mut problems.invalid,
     );
-    let defaults = figures(
+    let defaults = figures::read(
         spec.defaults.as_ref(),
         BUILT_IN_DEFAULTS.at_most(&maximum),
         "spec.defaults",
-        &mut problems,
+        &mut problems.invalid,
     );
     for (field, default, most) in defaults.beside(&maximum) {
         if default > most {
@@ -151,6 +129,20 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
             ));
         }
     }
+    let budgets = |ceilings: &Option<Ceilings>| {
+        let limits = ceilings.as_ref().and_then(|ceilings| ceilings.limits.as_ref());
+        limits.map(Budgets::of).unwrap_or_default()
+    };
+    let maximum_budgets = budgets(&spec.maximum);
+    for (field, default, most) in budgets(&spec.defaults).above(&maximum_budgets) {
+        problems.invalid.push(format!(
+            "spec.defaults.{field} ({default}) is above spec.maximum.{field} ({most})"
+        ));
+    }
+    let egress = egress(spec, cluster).unwrap_or_else(|wrong| {
+        problems.invalid.extend(wrong);
+        None
+    });
     for (field, quantity) in [
         ("cpu", spec.quota.as_ref().and_then(|quota| quota.cpu.as_ref())),
         (
@@ -174,11 +166,6 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
     let images = spec.images.clone().unwrap_or_default();
     let scheduling = spec.scheduling.clone().unwrap_or_default();
     let workspace = spec.workspace.clone().unwrap_or_default();
-    let budgets = spec
-        .maximum
-        .as_ref()
-        .and_then(|maximum| maximum.limits.clone())
-        .unwrap_or_default();
     Ok(ValidPolicy {
         runtime_class,
         minimum: spec.isolation.minimum,
@@ -197,15 +184,42 @@ pub fn validate(spec: &SandboxPolicySpec, config: &Config) -> Result<ValidPolicy
             .as_ref()
             .and_then(|maximum| maximum.ttl_seconds_after_finished)
             .unwrap_or(BUILT_IN_MAXIMUM_TTL_SECONDS),
-        maximum_budgets: Budgets {
-            tokens: budgets.tokens,
-            model_requests: budgets.model_requests,
-            steps: budgets.steps,
-        },
+        maximum_budgets,
         claims: workspace.persistent_volume_claims,
         claims_shared: workspace.shared,
         cleanup: spec.cleanup.clone(),
+        egress,
     })
+}
+
+/// What the egress rules and models of a policy need, whatever else is wrong with it; `None` if there are none.
+pub fn egress(
+    spec: &SandboxPolicySpec,
+    cluster: &ClusterAddresses,
+) -> Result<Option<ValidEgress>, Vec<String>> {
+    if !asks_for_egress(spec) {
+        return Ok(None);
+    }
+    let policy = EgressPolicy::compile(spec)?;
+    let problems = cluster.opened_by(&policy);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(Some(ValidEgress {
+        secrets: policy.secrets().into_iter().map(str::to_owned).collect(),
+        opened: policy.opened().into_iter().collect(),
+        models: models::variables(policy.models()),
+    }))
+}
+
+/// Whether a policy has any rule or model, right or wrong.
+#[must_use]
+pub fn asks_for_egress(spec: &SandboxPolicySpec) -> bool {
+    let has_rules = spec
+        .egress
+        .as_ref()
+        .is_some_and(|egress| !egress.allow.is_empty());
+    has_rules || !spec.models.is_empty()
 }
 
 fn check_isolation(spec: &SandboxPolicySpec, class: &str, config: &Config, problems: &mut PolicyProblems) {
@@ -282,20 +296,6 @@ fn check_scheduling(spec: &SandboxPolicySpec, config: &Config, problems: &mut Po
 /// What has its place in the API and no enforcement yet is refused, never ignored.
 fn check_unsupported(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
     if spec
-        .egress
-        .as_ref()
-        .is_some_and(|egress| !egress.allow.is_empty())
-    {
-        problems
-            .unsupported
-            .push("spec.egress.allow needs the egress gateway, which this version does not have".to_owned());
-    }
-    if !spec.models.is_empty() {
-        problems
-            .unsupported
-            .push("spec.models needs the egress gateway, which this version does not have".to_owned());
-    }
-    if spec
         .audit
         .as_ref()
         .is_some_and(|audit| audit.require.commands || audit.require.files || audit.require.network)
@@ -306,96 +306,10 @@ fn check_unsupported(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
     }
 }
 
-fn figures(
-    ceilings: Option<&Ceilings>,
-    otherwise: Figures,
-    path: &str,
-    problems: &mut PolicyProblems,
-) -> Figures {
-    let resources = ceilings
-        .and_then(|ceilings| ceilings.resources.clone())
-        .unwrap_or_default();
-    let runtime = ceilings
-        .and_then(|ceilings| ceilings.limits.as_ref())
-        .and_then(|limits| limits.runtime_seconds);
-    let mut read = |field: &str,
-                    given: Option<&Quantity>,
-                    parse: fn(&Quantity) -> Result<u64, quantity::BadQuantity>,
-                    otherwise: u64| match given.map(parse) {
-        None => otherwise,
-        Some(Ok(value)) => value,
-        Some(Err(error)) => {
-            problems
-                .invalid
-                .push(format!("{path}.resources.{field}: {error}"));
-            otherwise
-        }
-    };
-    Figures {
-        cpu_millis: read(
-            "cpu",
-            resources.cpu.as_ref(),
-            quantity::cpu_millis,
-            otherwise.cpu_millis,
-        ),
-        memory_bytes: read(
-            "memory",
-            resources.memory.as_ref(),
-            quantity::bytes,
-            otherwise.memory_bytes,
-        ),
-        disk_bytes: read(
-            "ephemeralStorage",
-            resources.ephemeral_storage.as_ref(),
-            quantity::bytes,
-            otherwise.disk_bytes,
-        ),
-        processes: resources
-            .processes
-            .and_then(|n| u32::try_from(n).ok())
-            .unwrap_or(otherwise.processes),
-        runtime_seconds: runtime
-            .and_then(|n| u32::try_from(n).ok())
-            .unwrap_or(otherwise.runtime_seconds),
-    }
-}
-
-impl Figures {
-    fn at_most(&self, most: &Self) -> Self {
-        Self {
-            cpu_millis: self.cpu_millis.min(most.cpu_millis),
-            memory_bytes: self.memory_bytes.min(most.memory_bytes),
-            disk_bytes: self.disk_bytes.min(most.disk_bytes),
-            processes: self.processes.min(most.processes),
-            runtime_seconds: self.runtime_seconds.min(most.runtime_seconds),
-        }
-    }
-
-    /// Each figure beside another's, with its field in the API.
-    #[must_use]
-    pub fn beside(&self, other: &Self) -> [(&'static str, u64, u64); 5] {
-        [
-            ("resources.cpu", self.cpu_millis, other.cpu_millis),
-            ("resources.memory", self.memory_bytes, other.memory_bytes),
-            ("resources.ephemeralStorage", self.disk_bytes, other.disk_bytes),
-            (
-                "resources.processes",
-                self.processes.into(),
-                other.processes.into(),
-            ),
-            (
-                "limits.runtimeSeconds",
-                self.runtime_seconds.into(),
-                other.runtime_seconds.into(),
-            ),
-        ]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::config;
+    use crate::testing::{cluster, config};
     use serde_json::json;
 
     fn spec(value: serde_json::Value) -> SandboxPolicySpec {
@@ -404,7 +318,7 @@ mod tests {
 
     #[test]
     fn an_empty_policy_is_the_strictest() {
-        let policy = validate(&spec(json!({})), &config()).unwrap();
+        let policy = validate(&spec(json!({})), &config(), &cluster()).unwrap();
         assert_eq!(policy.minimum, IsolationLevel::MicroVM);
         assert_eq!(policy.maximum, BUILT_IN_MAXIMUM);
         assert_eq!(policy.defaults, BUILT_IN_DEFAULTS);
@@ -416,6 +330,7 @@ mod tests {
         let policy = validate(
             &spec(json!({"maximum": {"resources": {"memory": "64Mi"}}})),
             &config(),
+            &cluster(),
         )
         .unwrap();
         assert_eq!(policy.defaults.memory_bytes, 64 << 20);
@@ -428,12 +343,14 @@ mod tests {
                 "isolation": {"minimum": "Container", "allowRoot": true},
                 "images": {"allow": ["reg.io/*"]},
                 "scheduling": {"nodeSelector": {"pool": "a"}, "priorityClassName": "high"},
-                "defaults": {"resources": {"cpu": "8"}},
-                "egress": {"allow": [{"host": "example.org"}]},
-                "models": [{"provider": "OpenAI", "host": "api.example.org"}],
+                "defaults": {"resources": {"cpu": "8"}, "limits": {"egressBytes": 11}},
+                "maximum": {"limits": {"egressBytes": 10}},
+                "egress": {"allow": [{"host": "example"}, {"host": "example.org", "cidr": "192.168.8.0/24"}]},
+                "models": [{"provider": "OpenAI", "host": "10.0.0.1", "allow": ["m"]}],
                 "audit": {"require": {"commands": true}},
             })),
             &config(),
+            &cluster(),
         )
         .unwrap_err();
         let all = problems.message();
@@ -444,12 +361,55 @@ mod tests {
             "nodeSelector pool",
             "priorityClassName high",
             "spec.defaults.resources.cpu (8000) is above spec.maximum.resources.cpu (2000)",
-            "spec.egress.allow",
-            "spec.models",
+            "spec.defaults.limits.egressBytes (11) is above spec.maximum.limits.egressBytes (10)",
+            "spec.egress.allow[0]",
+            "spec.egress.allow[1]",
+            "spec.models[0]",
             "spec.audit.require",
         ] {
             assert!(all.contains(part), "{part} missing in {all}");
         }
-        assert_eq!(problems.unsupported.len(), 3);
+        assert_eq!(problems.unsupported.len(), 1);
+    }
+
+    #[test]
+    fn a_policy_without_rules_needs_no_gateway() {
+        for value in [json!({}), json!({"egress": {"allow": []}}), json!({"models": []})] {
+            assert_eq!(
+                validate(&spec(value), &config(), &cluster()).unwrap().egress,
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn rules_and_models_say_what_the_gateway_needs() {
+        let credential = |secret: &str| json!({"secretRef": {"name": secret, "key": "token"}});
+        let policy = validate(
+            &spec(json!({
+                "egress": {"allow": [
+                    {"host": "api.github.com", "credential": credential("github")},
+                    {"cidr": "192.168.8.0/24", "ports": [5432]},
+                ]},
+                "models": [{"provider": "Anthropic", "host": "api.anthropic.com", "allow": ["m"], "credential": credential("claude")}],
+            })),
+            &config(),
+            &cluster(),
+        )
+        .unwrap();
+        let egress = policy.egress.unwrap();
+        assert_eq!(
+            egress.secrets,
+            BTreeSet::from(["claude".to_owned(), "github".to_owned()])
+        );
+        assert_eq!(egress.opened, BTreeSet::from(["192.168.8.0/24".parse().unwrap()]));
+        assert_eq!(egress.models[0].key_variable, "ANTHROPIC_API_KEY");
+    }
+
+    #[test]
+    fn a_range_of_the_cluster_is_not_opened() {
+        let with_nodes = json!({"egress": {"allow": [{"cidr": "192.168.7.0/24", "ports": [22]}]}});
+        let problems = validate(&spec(with_nodes), &config(), &cluster()).unwrap_err();
+        assert!(problems.message().contains("node a"), "{}", problems.message());
     }
 }

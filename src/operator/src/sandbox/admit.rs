@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agentsandbox_api::gateway::GatewayAccess;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
@@ -11,7 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::Toleration;
 
-use crate::policy::valid::{Figures, ValidPolicy};
+use crate::policy::figures::{Budgets, Figures};
+use crate::policy::valid::ValidPolicy;
 use crate::{image, quantity};
 
 /// Inline contents of `spec.files`, in all.
@@ -62,6 +64,8 @@ pub struct AdmittedRun {
     pub tolerations: Vec<Toleration>,
     /// Priority class.
     pub priority_class: Option<String>,
+    /// The way to the egress gateway. Admission does not know it; it is filled in when the gateway stands.
+    pub gateway: Option<GatewayAccess>,
 }
 
 /// Everything in which a sandbox is not within its policy; one message names it all.
@@ -154,6 +158,7 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
         node_selector: policy.node_selector.clone(),
         tolerations: policy.tolerations.clone(),
         priority_class: policy.priority_class.clone(),
+        gateway: None,
     })
 }
 
@@ -276,22 +281,9 @@ fn folders(spec: &AgentSandboxSpec, figures: &Figures, rejection: &mut Rejection
 }
 
 fn check_budgets(spec: &AgentSandboxSpec, policy: &ValidPolicy, rejection: &mut Rejection) {
-    let limits = spec.limits.clone().unwrap_or_default();
-    let most = policy.maximum_budgets;
-    for (field, asked, most) in [
-        ("spec.limits.tokens", limits.tokens, most.tokens),
-        (
-            "spec.limits.modelRequests",
-            limits.model_requests,
-            most.model_requests,
-        ),
-        ("spec.limits.steps", limits.steps, most.steps),
-    ] {
-        if let (Some(asked), Some(most)) = (asked, most)
-            && asked > most
-        {
-            rejection.add(above(field, asked, most));
-        }
+    let asked = spec.limits.as_ref().map(Budgets::of).unwrap_or_default();
+    for (field, asked, most) in asked.above(&policy.maximum_budgets) {
+        rejection.add(above(&format!("spec.{field}"), asked, most));
     }
 }
 
@@ -397,14 +389,14 @@ fn in_binary_units(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::policy::valid;
-    use crate::testing::{config, policy, sandbox};
+    use crate::testing::{cluster, config, policy, sandbox};
     use serde_json::json;
 
     fn run(
         sandbox_spec: serde_json::Value,
         policy_spec: serde_json::Value,
     ) -> Result<AdmittedRun, Rejection> {
-        let policy = valid::validate(&policy(policy_spec).spec, &config()).unwrap();
+        let policy = valid::validate(&policy(policy_spec).spec, &config(), &cluster()).unwrap();
         admit(&sandbox(sandbox_spec).spec, &policy)
     }
 
@@ -428,13 +420,13 @@ mod tests {
             json!({
                 "image": "evil.io/x",
                 "resources": {"cpu": "4", "memory": "8Gi", "ephemeralStorage": "100Gi", "processes": 5000},
-                "limits": {"runtimeSeconds": 7200, "tokens": 10},
+                "limits": {"runtimeSeconds": 7200, "tokens": 10, "egressBytes": 2048},
                 "env": [{"name": "HTTPS_PROXY", "value": "x"}],
                 "files": [{"path": "../x", "content": ""}, {"path": "/etc/passwd", "content": ""}],
                 "workspace": {"persistentVolumeClaim": {"claimName": "other"}},
                 "ttlSecondsAfterFinished": 999_999,
             }),
-            json!({"images": {"allow": ["reg.io/org"]}, "maximum": {"limits": {"tokens": 5}}}),
+            json!({"images": {"allow": ["reg.io/org"]}, "maximum": {"limits": {"tokens": 5, "egressBytes": 1024}}}),
         )
         .unwrap_err()
         .to_string();
@@ -446,6 +438,7 @@ mod tests {
             "spec.resources.processes 5000 is above the policy's maximum, 1024",
             "spec.limits.runtimeSeconds 7200 is above the policy's maximum, 3600",
             "spec.limits.tokens 10 is above the policy's maximum, 5",
+            "spec.limits.egressBytes 2048 is above the policy's maximum, 1024",
             "spec.env HTTPS_PROXY",
             "spec.files[0].path",
             "spec.files[1].path",

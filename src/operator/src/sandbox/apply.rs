@@ -12,10 +12,11 @@ use tracing::info;
 
 use crate::build::compare::first_difference;
 use crate::build::{network_policy, pod};
-use crate::context::{Context, RequestError};
-use crate::sandbox::decide::{Action, Creation, Decision, PodState, World};
+use crate::context::Context;
+use crate::request::RequestError;
 use crate::sandbox::dereference::is_owned;
 use crate::sandbox::pod_view::PodView;
+use crate::sandbox::world::{Action, Creation, Decision, NetworkView, PodState, World};
 use crate::sandbox::{ReconcileError, admit::AdmittedRun, status};
 
 /// Creates the pod of a run, or learns why there can't be one; the world says so afterwards.
@@ -94,7 +95,7 @@ fn refusal(error: &RequestError) -> Option<Creation> {
 
 /// What comes before the status.
 pub async fn before(world: &World<'_>, decision: &Decision, context: &Context) -> Result<(), ReconcileError> {
-    if let crate::sandbox::decide::NetworkView::NotReady = world.network
+    if let NetworkView::NotReady = world.network
         && matches!(world.pod, PodState::Absent)
     {
         crate::policy::apply_network_policy(&network_policy::deny_all(&world.identity.namespace), context)

@@ -3,197 +3,22 @@
 use std::time::Duration;
 
 use agentsandbox_api::condition::reasons;
-use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::policy::{Cleanup, DeleteSandbox};
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use crate::build::pod::{RunIdentity, TERMINATION_GRACE_SECONDS};
-use crate::config::Config;
-use crate::policy::valid::ValidPolicy;
-use crate::sandbox::admit::{AdmittedRun, Rejection, admit};
+use crate::build::pod::TERMINATION_GRACE_SECONDS;
+use crate::sandbox::admit::admit;
 use crate::sandbox::pod_view::PodView;
-use crate::sandbox::status;
 use crate::sandbox::verdict::{Expected, Verdict, judge};
+use crate::sandbox::world::{Action, Creation, Decision, NetworkView, PodState, PolicyView, Stage, World};
+use crate::sandbox::{egress, start, status};
 
-/// How long a policy that is not there may still be on its way, in seconds: one `kubectl apply` brings both.
-const POLICY_PATIENCE_SECONDS: i64 = 30;
-/// How long nothing is said of a new sandbox of which the policy or its network policies may still be on their way:
-/// one `kubectl apply` brings both, and most often the next look finds them.
-const SETTLING: SignedDuration = SignedDuration::from_secs(1);
-/// How often a settling sandbox is looked at.
-const SETTLING_RECHECK: Duration = Duration::from_millis(250);
 /// How long after the agent container's end the recorder may take to end too, in seconds.
 const WINDING_DOWN_SECONDS: i64 = 30;
 /// How often a waiting sandbox is looked at without any event.
-const WAITING_RECHECK: Duration = Duration::from_secs(30);
-
-/// The policy as the operator sees it.
-#[derive(Clone, Debug)]
-pub enum PolicyView {
-    /// It holds.
-    Valid {
-        /// Its `metadata.generation`; 0 is the built-in policy.
-        generation: i64,
-        /// What it says.
-        policy: Box<ValidPolicy>,
-    },
-    /// It exists and can't be enforced.
-    NotReady(String),
-    /// It does not exist, or is being deleted.
-    Missing,
-}
-
-/// Whether the network is closed as far as the API server can tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkView {
-    /// Our policies stand and nobody else's widens them.
-    Closed,
-    /// Ours do not stand yet.
-    NotReady,
-    /// Somebody else's policy allows traffic of this sandbox.
-    Widened(String),
-}
-
-/// What came of the attempt to create the pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Creation {
-    /// The namespace's quota has no room.
-    QuotaExceeded(String),
-    /// The API server refused it otherwise.
-    Refused(String),
-    /// A pod of this name exists and is not this run's.
-    Conflict(String),
-    /// What the API server made of it is not what was built.
-    Mutated(String),
-    /// The namespace is being deleted.
-    NamespaceTerminating,
-}
-
-/// The node that the run's pod is bound to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeView {
-    /// Boot id.
-    pub boot_id: String,
-    /// Kernel release.
-    pub kernel: String,
-    /// Whether it reports that it is ready.
-    pub ready: bool,
-}
-
-/// The run's pod as the API server has it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PodState {
-    /// There is none.
-    Absent,
-    /// There is one of this run.
-    Present(Box<PodView>),
-    /// The pod of an earlier run is still there.
-    OfEarlierRun {
-        /// Its UID.
-        uid: String,
-        /// Its name.
-        name: String,
-        /// Whether its deletion was asked for.
-        deleting: bool,
-        /// Whether it still holds our finalizer.
-        held: bool,
-    },
-}
-
-/// Everything a decision depends on.
-#[derive(Clone, Debug)]
-pub struct World<'a> {
-    /// The sandbox.
-    pub sandbox: &'a AgentSandbox,
-    /// Whose run it is.
-    pub identity: RunIdentity,
-    /// Its policy.
-    pub policy: PolicyView,
-    /// Handler of the runtime class; `None` if the class does not exist.
-    pub runtime_handler: Option<String>,
-    /// Distinct kernel releases of the nodes.
-    pub node_kernels: Vec<String>,
-    /// The run's pod.
-    pub pod: PodState,
-    /// The node of the pod, if it exists.
-    pub node: Option<NodeView>,
-    /// The network.
-    pub network: NetworkView,
-    /// What is wrong with the `ConfigMap`s and the claim that the sandbox names.
-    pub inputs: Result<(), String>,
-    /// Whether an older sandbox of the namespace waits for the quota.
-    pub behind_in_queue: bool,
-    /// What came of the attempt to create the pod, in this reconciliation.
-    pub creation: Option<Creation>,
-    /// The operator's configuration.
-    pub config: &'a Config,
-    /// Now.
-    pub now: Timestamp,
-}
-
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Create the pod of this run, then decide again.
-    CreatePod(Box<AdmittedRun>, IsolationRequirement),
-    /// Mark the pod with the cause and delete it.
-    EndPod(Reason, String),
-    /// Delete the pod, whose result is known.
-    DeletePod,
-    /// Take our finalizer off the pod.
-    ReleasePod,
-    /// Take our finalizer off an earlier run's pod, and delete it.
-    RemoveEarlierPod,
-    /// Delete the sandbox itself.
-    DeleteSandbox,
-}
-
-/// What to do before and after the status is written, and when to look again.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decision {
-    /// Done before the status is written.
-    pub before: Vec<Action>,
-    /// The status.
-    pub status: AgentSandboxStatus,
-    /// Done after the status is written.
-    pub after: Vec<Action>,
-    /// When to look again without any event.
-    pub wake: Option<Duration>,
-}
-
-/// Where a sandbox stands.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Stage {
-    /// Not accepted: something it needs is missing.
-    Waiting {
-        /// Reason of `Accepted`.
-        reason: &'static str,
-        /// Message of `Accepted`.
-        message: String,
-        /// Whether nothing will change by itself.
-        stalled: bool,
-    },
-    /// Accepted, and kept from starting.
-    Held {
-        /// Reason of `Ready`.
-        reason: &'static str,
-        /// Message of `Ready`.
-        message: String,
-    },
-    /// Its pod is being made.
-    Starting {
-        /// Reason of `Ready`.
-        reason: &'static str,
-        /// Message of `Ready`.
-        message: String,
-    },
-    /// Its command runs.
-    Running,
-    /// It ended.
-    Finished(Box<Verdict>),
-}
+pub(super) const WAITING_RECHECK: Duration = Duration::from_secs(30);
 
 /// Decides.
 #[must_use]
@@ -224,7 +49,7 @@ pub fn decide(world: &World<'_>) -> Decision {
                 Verdict::of_operator(reason, "the run's pod is gone; it is not run again", world.now),
             )
         }
-        PodState::Absent => without_pod(world),
+        PodState::Absent => start::without_pod(world),
     }
 }
 
@@ -236,6 +61,7 @@ fn after_the_end(world: &World<'_>) -> Option<Decision> {
     let (mut after, mut wake) = (Vec::new(), None);
     let expires = expiration(world, &next);
     next.expiration_time = expires.map(Into::into);
+    egress::fold(world, &mut next);
     let is_over = expires.is_none_or(|time| time <= world.now);
     match &world.pod {
         PodState::Present(pod) if pod.has_ended() || world.node.is_none() => {
@@ -292,6 +118,13 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
             verdict.reason = Reason::NodeLost;
             "the node stopped reporting; whether the process has stopped is not known"
                 .clone_into(&mut verdict.message);
+        }
+        // A command that fails because the gateway refuses it ends by itself, often before anybody can end it.
+        if matches!(verdict.reason, Reason::NonZeroExit | Reason::Signaled)
+            && let Some((reason, message)) = egress::exhausted(world, pod)
+        {
+            verdict.reason = reason;
+            verdict.message = format!("{message}; {}", verdict.message);
         }
         return finish(world, verdict);
     }
@@ -364,6 +197,9 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
     if let NetworkView::Widened(by) = &world.network {
         return Some((Reason::NetworkNotIsolated, widened_message(by)));
     }
+    if let Some(cause) = egress::exhausted(world, pod) {
+        return Some(cause);
+    }
     let age = |seconds: u32| {
         pod.created
             .is_some_and(|created| world.now >= created + SignedDuration::from_secs(seconds.into()))
@@ -415,150 +251,12 @@ fn current_stage(world: &World<'_>, pod: &PodView) -> Stage {
     Stage::Starting { reason, message }
 }
 
-fn without_pod(world: &World<'_>) -> Decision {
-    let spec = &world.sandbox.spec;
-    if spec.stop {
-        return finish(
-            world,
-            Verdict::of_operator(
-                Reason::Stopped,
-                "spec.stop was set before the run began",
-                world.now,
-            ),
-        );
-    }
-    let policy = match &world.policy {
-        PolicyView::Missing => {
-            let age = world
-                .sandbox
-                .metadata
-                .creation_timestamp
-                .as_ref()
-                .map(|time| world.now.duration_since(time.0).as_secs());
-            let stalled = age.is_none_or(|age| age >= POLICY_PATIENCE_SECONDS);
-            let message = format!(
-                "SandboxPolicy {} does not exist in this namespace",
-                world.identity.policy
-            );
-            return wait(world, reasons::POLICY_NOT_FOUND, message, stalled);
-        }
-        PolicyView::NotReady(why) => {
-            let message = format!("SandboxPolicy {} is not ready: {why}", world.identity.policy);
-            return wait(world, reasons::POLICY_NOT_READY, message, true);
-        }
-        PolicyView::Valid { policy, .. } => policy,
-    };
-    let run = match admit(spec, policy) {
-        Ok(run) => run,
-        Err(rejection) => return reject(world, &rejection),
-    };
-    let Some(handler) = &world.runtime_handler else {
-        let message = format!(
-            "RuntimeClass {} does not exist in this cluster",
-            run.runtime_class
-        );
-        return wait(world, reasons::RUNTIME_CLASS_NOT_FOUND, message, true);
-    };
-    if let Err(why) = &world.inputs {
-        return wait(world, reasons::INPUT_NOT_USABLE, why.clone(), true);
-    }
-    match &world.network {
-        NetworkView::Widened(by) => return wait(world, reasons::NETWORK_WIDENED, widened_message(by), true),
-        NetworkView::NotReady => {
-            let message = "the network policies do not stand yet".to_owned();
-            return wait(world, reasons::NETWORK_NOT_READY, message, false);
-        }
-        NetworkView::Closed => {}
-    }
-    match &world.creation {
-        Some(Creation::Conflict(why)) => {
-            return finish(
-                world,
-                Verdict::of_operator(Reason::PodConflict, why.clone(), world.now),
-            );
-        }
-        Some(Creation::Mutated(why)) => {
-            return finish(
-                world,
-                Verdict::of_operator(Reason::PodMutated, why.clone(), world.now),
-            );
-        }
-        Some(Creation::QuotaExceeded(why)) => return hold(world, reasons::QUOTA_EXCEEDED, why.clone()),
-        Some(Creation::Refused(why)) => return hold(world, reasons::POD_REFUSED, why.clone()),
-        Some(Creation::NamespaceTerminating) => {
-            return hold(
-                world,
-                reasons::NAMESPACE_TERMINATING,
-                "the namespace is being deleted".to_owned(),
-            );
-        }
-        None => {}
-    }
-    if spec.suspend {
-        return hold(world, reasons::SUSPENDED, "spec.suspend is set".to_owned());
-    }
-    if world.behind_in_queue {
-        return hold(
-            world,
-            reasons::QUOTA_EXCEEDED,
-            "older sandboxes of this namespace wait for the quota".to_owned(),
-        );
-    }
-    let isolation = IsolationRequirement {
-        minimum: run.minimum,
-        vm_handler: world.config.is_vm_handler(handler),
-        node_kernels: world.node_kernels.clone(),
-    };
-    Decision {
-        before: vec![Action::CreatePod(Box::new(run), isolation)],
-        status: recorded(world).cloned().unwrap_or_default(),
-        after: Vec::new(),
-        wake: None,
-    }
-}
-
-fn reject(world: &World<'_>, rejection: &Rejection) -> Decision {
-    finish(
-        world,
-        Verdict::of_operator(Reason::PolicyRejected, rejection.to_string(), world.now),
-    )
-}
-
-fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool) -> Decision {
-    let created = world.sandbox.metadata.creation_timestamp.as_ref();
-    let settles = matches!(reason, reasons::NETWORK_NOT_READY | reasons::POLICY_NOT_FOUND)
-        && world.sandbox.status.is_none()
-        && created.is_some_and(|created| world.now < created.0 + SETTLING);
-    if settles {
-        return Decision {
-            before: Vec::new(),
-            status: AgentSandboxStatus::default(),
-            after: Vec::new(),
-            wake: Some(SETTLING_RECHECK),
-        };
-    }
-    stay(
-        world,
-        &Stage::Waiting {
-            reason,
-            message,
-            stalled,
-        },
-        Vec::new(),
-        Some(WAITING_RECHECK),
-    )
-}
-
-fn hold(world: &World<'_>, reason: &'static str, message: String) -> Decision {
-    stay(
-        world,
-        &Stage::Held { reason, message },
-        Vec::new(),
-        Some(WAITING_RECHECK),
-    )
-}
-
-fn stay(world: &World<'_>, stage: &Stage, before: Vec<Action>, wake: Option<Duration>) -> Decision {
+pub(super) fn stay(
+    world: &World<'_>,
+    stage: &Stage,
+    before: Vec<Action>,
+    wake: Option<Duration>,
+) -> Decision {
     Decision {
         before,
         status: status::compose(world, stage),
@@ -568,9 +266,10 @@ fn stay(world: &World<'_>, stage: &Stage, before: Vec<Action>, wake: Option<Dura
 }
 
 /// Writes the verdict, then lets the pod go: neither a drain nor a `kubectl delete pod` loses a result.
-fn finish(world: &World<'_>, verdict: Verdict) -> Decision {
+pub(super) fn finish(world: &World<'_>, verdict: Verdict) -> Decision {
     let ended_at = verdict.ended_at;
     let mut status = status::compose(world, &Stage::Finished(Box::new(verdict)));
+    egress::fold(world, &mut status);
     let expires = expiration(world, &status);
     status.expiration_time = expires.map(Into::into);
     let mut after = Vec::new();
@@ -725,7 +424,7 @@ fn has_had_pod(world: &World<'_>) -> bool {
     recorded(world).is_some_and(|status| status.pod_uid.is_some())
 }
 
-fn widened_message(by: &str) -> String {
+pub(super) fn widened_message(by: &str) -> String {
     format!(
         "NetworkPolicy {by} of somebody else's also selects sandbox pods and allows traffic; policies add up, so remove it or narrow its podSelector"
     )

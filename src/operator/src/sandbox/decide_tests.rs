@@ -1,18 +1,21 @@
 //! Tables and laws of [`super::decide`].
 
-use agentsandbox_api::condition::{reasons, types};
+use agentsandbox_api::condition::types;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{CompletionRecord, MeasuredUsage, ObservedIsolation, RECORD_VERSION};
-use agentsandbox_api::sandbox::{AgentSandbox, Phase};
+use agentsandbox_api::sandbox::{AgentSandbox, EgressCounters, EgressStatus, Phase};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::build::pod::RunIdentity;
 use crate::conditions::{find, is_true};
+use crate::config::Config;
 use crate::policy::valid;
 use crate::sandbox::pod_view::{ContainerEnd, ContainerView};
+use crate::sandbox::world::{GatewayView, NodeView};
 use crate::testing;
 
 /// What a row of a table changes in the usual world.
@@ -25,7 +28,12 @@ fn created() -> Timestamp {
 }
 
 fn policy_view(spec: serde_json::Value) -> PolicyView {
-    let valid = valid::validate(&testing::policy(spec).spec, &testing::config()).unwrap();
+    let valid = valid::validate(
+        &testing::policy(spec).spec,
+        &testing::config(),
+        &testing::cluster(),
+    )
+    .unwrap();
     PolicyView::Valid {
         generation: 3,
         policy: Box::new(valid),
@@ -54,6 +62,7 @@ fn world<'a>(sandbox: &'a AgentSandbox, config: &'a Config) -> World<'a> {
             ready: true,
         }),
         network: NetworkView::Closed,
+        gateway: GatewayView::NotNeeded,
         inputs: Ok(()),
         behind_in_queue: false,
         creation: None,
@@ -149,7 +158,12 @@ fn creates(decision: &Decision) -> bool {
 #[test]
 fn what_keeps_a_sandbox_from_starting_is_said() {
     let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
-    let table: [(Change, &str, &str); 8] = [
+    let table: [(Change, &str, &str); 9] = [
+        (
+            |w| w.gateway = GatewayView::NotReady("x".into()),
+            types::ACCEPTED,
+            reasons::GATEWAY_NOT_READY,
+        ),
         (
             |w| w.policy = PolicyView::Missing,
             types::ACCEPTED,
@@ -291,6 +305,177 @@ fn what_ends_a_running_sandbox_has_its_reason() {
             panic!("{reason}: {decision:?}")
         };
         assert_eq!(*cause, reason);
+    }
+}
+
+/// A policy that allows egress and a model.
+fn egress_policy() -> PolicyView {
+    policy_view(json!({
+        "isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"},
+        "egress": {"allow": [{"host": "example.org"}]},
+        "models": [{"provider": "OpenAI", "host": "api.openai.com", "allow": ["m"]}],
+    }))
+}
+
+#[test]
+fn a_run_gets_the_address_of_the_gateway_that_serves_its_policy() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.policy = egress_policy();
+    world.gateway = GatewayView::Ready("10.96.3.4".parse().unwrap());
+    let decision = decide(&world);
+    let [Action::CreatePod(run, _)] = decision.before.as_slice() else {
+        panic!("{decision:?}")
+    };
+    let access = run.gateway.as_ref().unwrap();
+    assert_eq!(access.address, "10.96.3.4");
+    assert_eq!(access.models[0].url, "https://api.openai.com/v1");
+}
+
+/// What the gateway wrote of a pod's run.
+fn egress(pod_uid: &str, exhausted: Option<Reason>, settled: bool) -> EgressStatus {
+    EgressStatus {
+        pod_uid: Some(pod_uid.into()),
+        used: EgressCounters {
+            tokens: 30,
+            model_requests: 2,
+            bytes: 900,
+        },
+        input_tokens: 10,
+        output_tokens: 20,
+        allowed: 5,
+        denied: 3,
+        exhausted,
+        settled,
+        ..EgressStatus::default()
+    }
+}
+
+/// A sandbox with a running pod, and what the gateway wrote since.
+fn running_with(egress: EgressStatus) -> AgentSandbox {
+    let config = testing::config();
+    let mut sandbox = testing::sandbox(json!({}));
+    let mut before = world(&sandbox, &config);
+    before.pod = present(live_pod());
+    let mut status = decide(&before).status;
+    status.egress = Some(egress);
+    sandbox.status = Some(status);
+    sandbox
+}
+
+#[test]
+fn a_budget_that_is_used_up_ends_the_run_with_its_reason() {
+    let config = testing::config();
+    let table = [
+        ("pod", Some(Reason::TokenBudgetExceeded), true),
+        ("pod", Some(Reason::ModelRequestBudgetExceeded), true),
+        ("pod", Some(Reason::StepBudgetExceeded), true),
+        ("pod", Some(Reason::EgressByteBudgetExceeded), true),
+        // Nothing else is the gateway's to say, and another pod's figures are another run's.
+        ("pod", Some(Reason::Completed), false),
+        ("pod", None, false),
+        ("other", Some(Reason::TokenBudgetExceeded), false),
+    ];
+    for (pod_uid, exhausted, ends) in table {
+        let sandbox = running_with(egress(pod_uid, exhausted, false));
+        let mut world = world(&sandbox, &config);
+        world.pod = present(live_pod());
+        let decision = decide(&world);
+        match decision.before.as_slice() {
+            [Action::EndPod(reason, message)] => {
+                assert!(ends && Some(*reason) == exhausted, "{pod_uid} {exhausted:?}");
+                assert!(message.contains("used up limits."), "{message}");
+            }
+            other => assert!(!ends, "{pod_uid} {exhausted:?}: {other:?}"),
+        }
+        assert_eq!(decision.status.egress, sandbox.status.as_ref().unwrap().egress);
+    }
+}
+
+#[test]
+fn a_command_that_failed_for_want_of_budget_has_the_budgets_reason() {
+    let config = testing::config();
+    let table = [
+        (Reason::NonZeroExit, 1, Reason::TokenBudgetExceeded),
+        (Reason::Completed, 0, Reason::Completed),
+        (Reason::DeadlineExceeded, 137, Reason::DeadlineExceeded),
+    ];
+    for (recorded, exit_code, expected) in table {
+        let sandbox = running_with(egress("pod", Some(Reason::TokenBudgetExceeded), false));
+        let mut world = world(&sandbox, &config);
+        world.pod = present(ended_pod(exit_code, record(recorded, exit_code)));
+        assert_eq!(verdict(&decide(&world)), Some(expected), "{recorded}");
+    }
+}
+
+/// Model requests, input tokens, output tokens, allowed, denied.
+type EgressFigures = [Option<i64>; 5];
+
+fn egress_figures(status: &AgentSandboxStatus) -> EgressFigures {
+    let usage = status.usage.clone().unwrap_or_default();
+    [
+        usage.model_requests,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.egress_allowed,
+        usage.egress_denied,
+    ]
+}
+
+const FOLDED: EgressFigures = [Some(2), Some(10), Some(20), Some(5), Some(3)];
+
+#[test]
+fn the_gateways_final_figures_are_added_to_the_usage_within_ten_seconds() {
+    let config = testing::config();
+    for (seconds, settled, pod_uid, expected) in [
+        (1, true, "pod", FOLDED),
+        (10, true, "pod", FOLDED),
+        (11, true, "pod", [None; 5]),
+        (1, false, "pod", [None; 5]),
+        (1, true, "other", [None; 5]),
+    ] {
+        let mut sandbox = running_with(egress("pod", None, false));
+        let mut ended = world(&sandbox, &config);
+        ended.pod = present(ended_pod(0, record(Reason::Completed, 0)));
+        let mut status = decide(&ended).status;
+        assert_eq!(egress_figures(&status), [None; 5], "the verdict does not wait");
+        status.egress = Some(egress(pod_uid, None, settled));
+        sandbox.status = Some(status);
+        let mut later = world(&sandbox, &config);
+        later.now += SignedDuration::from_secs(seconds);
+        let status = decide(&later).status;
+        assert_eq!(
+            egress_figures(&status),
+            expected,
+            "{seconds} s, settled: {settled}, {pod_uid}"
+        );
+        assert!(status.usage.is_some_and(|usage| usage.wall_seconds.is_none()));
+    }
+}
+
+#[test]
+fn figures_that_are_final_before_the_verdict_cost_no_write_of_their_own() {
+    let config = testing::config();
+    let sandbox = running_with(egress("pod", None, true));
+    let mut world = world(&sandbox, &config);
+    world.pod = present(ended_pod(0, record(Reason::Completed, 0)));
+    assert_eq!(egress_figures(&decide(&world).status), FOLDED);
+}
+
+#[test]
+fn what_the_gateway_wrote_first_is_kept_and_another_runs_is_not() {
+    let config = testing::config();
+    for (pod_uid, kept) in [("pod", true), ("earlier", false)] {
+        // An operator that ended between the pod and its first status.
+        let mut sandbox = testing::sandbox(json!({"runId": "2"}));
+        sandbox.status = Some(AgentSandboxStatus {
+            run_id: (!kept).then(|| "1".to_owned()),
+            egress: Some(egress(pod_uid, None, false)),
+            ..AgentSandboxStatus::default()
+        });
+        let mut world = world(&sandbox, &config);
+        world.pod = present(live_pod());
+        assert_eq!(decide(&world).status.egress.is_some(), kept, "{pod_uid}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use agentsandbox_api::condition::types;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::{SandboxPolicy, SandboxPolicySpec};
 use agentsandbox_api::sandbox::AgentSandbox;
@@ -12,11 +13,12 @@ use kube::{Api, ResourceExt};
 
 use crate::build::network_policy;
 use crate::build::pod::RunIdentity;
+use crate::conditions;
 use crate::context::Context;
-use crate::policy::{owner_reference, valid};
+use crate::policy::{self, owner_reference};
 use crate::sandbox::ReconcileError;
-use crate::sandbox::decide::{NetworkView, NodeView, PodState, PolicyView, World};
 use crate::sandbox::pod_view::PodView;
+use crate::sandbox::world::{GatewayView, NetworkView, NodeView, PodState, PolicyView, World};
 use crate::sandbox::{is_queued, queue_key, status};
 
 /// The world of one sandbox, now.
@@ -56,6 +58,7 @@ pub async fn dereference<'a>(
         _ => None,
     };
     let network = network_view(&identity, policy_object.as_deref(), context);
+    let gateway = gateway_view(&policy, policy_object.as_deref(), context);
     let waits = matches!(pod, PodState::Absent) && !sandbox.status.as_ref().is_some_and(status::is_finished);
     let inputs = if waits {
         usable_inputs(sandbox, &identity, &policy, context).await?
@@ -79,6 +82,7 @@ pub async fn dereference<'a>(
         pod,
         node,
         network,
+        gateway,
         inputs,
         behind_in_queue,
         creation: None,
@@ -91,7 +95,7 @@ fn policy_view(policy: Option<&SandboxPolicy>, name: &str, context: &Context) ->
     let built_in = SandboxPolicySpec::default();
     let (spec, generation) = match policy {
         Some(policy) if policy.metadata.deletion_timestamp.is_none() => {
-            if let Some(why) = crate::policy::blocked(policy) {
+            if let Some(why) = policy::blocked(policy) {
                 return PolicyView::NotReady(why);
             }
             (&policy.spec, policy.metadata.generation.unwrap_or_default())
@@ -99,7 +103,7 @@ fn policy_view(policy: Option<&SandboxPolicy>, name: &str, context: &Context) ->
         None if name == "default" => (&built_in, 0),
         Some(_) | None => return PolicyView::Missing,
     };
-    match valid::validate(spec, &context.config) {
+    match context.valid_policy(spec) {
         Ok(valid) => PolicyView::Valid {
             generation,
             policy: Box::new(valid),
@@ -129,9 +133,7 @@ async fn find_pod(
     };
     if *known == name {
         // Once the run's objects were removed there is nothing to ask for.
-        if status.is_some_and(|s| {
-            crate::conditions::is_true(&s.conditions, agentsandbox_api::condition::types::EXPIRED)
-        }) {
+        if status.is_some_and(|s| conditions::is_true(&s.conditions, types::EXPIRED)) {
             return Ok(PodState::Absent);
         }
         let pods: Api<Pod> = Api::namespaced(context.client.clone(), &identity.namespace);
@@ -219,7 +221,8 @@ fn network_view(identity: &RunIdentity, policy: Option<&SandboxPolicy>, context:
     );
     let own = policy.is_none_or(|policy| {
         let name = policy.name_any();
-        let built = network_policy::for_policy(namespace, &name, owner_reference(policy));
+        let gateway = policy::needs_gateway(policy, context);
+        let built = network_policy::for_policy(namespace, &name, owner_reference(policy), gateway);
         stands(&network_policy::policy_name(&name), &built)
     });
     if deny_all && own {
@@ -227,6 +230,35 @@ fn network_view(identity: &RunIdentity, policy: Option<&SandboxPolicy>, context:
     } else {
         NetworkView::NotReady
     }
+}
+
+/// The egress gateway, as the policy's own status says: it was applied for this version of the policy, and serves.
+fn gateway_view(view: &PolicyView, policy: Option<&SandboxPolicy>, context: &Context) -> GatewayView {
+    let (PolicyView::Valid { policy: valid, .. }, Some(policy)) = (view, policy) else {
+        return GatewayView::NotNeeded;
+    };
+    if valid.egress.is_none() {
+        return GatewayView::NotNeeded;
+    }
+    let not_ready = |why: &str| GatewayView::NotReady(why.to_owned());
+    let said = policy
+        .status
+        .as_ref()
+        .and_then(|status| conditions::find(&status.conditions, types::GATEWAY_READY))
+        .filter(|said| said.observed_generation == policy.metadata.generation);
+    match said {
+        None => return not_ready("it is being made"),
+        Some(said) if said.status != "True" => return not_ready(&said.message),
+        Some(_) => {}
+    }
+    let service =
+        ObjectRef::new(agentsandbox_api::gateway::NAME).within(&policy.namespace().unwrap_or_default());
+    context
+        .gateways
+        .services
+        .get(&service)
+        .and_then(|service| policy::gateway::addresses(&service).first().copied())
+        .map_or_else(|| not_ready("its Service has no address"), GatewayView::Ready)
 }
 
 /// Whether an older sandbox of the namespace waits for the quota.

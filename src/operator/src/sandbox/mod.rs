@@ -4,10 +4,13 @@ pub mod admit;
 mod apply;
 pub mod decide;
 mod dereference;
+mod egress;
 pub mod orphans;
 pub mod pod_view;
+mod start;
 pub mod status;
 pub mod verdict;
+pub mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +28,9 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{debug, instrument, warn};
 
 use crate::conditions;
-use crate::context::{Context, RequestError};
+use crate::context::Context;
 use crate::jitter::jittered;
+use crate::request::RequestError;
 
 /// When to look again if the event of an own write does not come.
 const OWN_WRITE_RECHECK: Duration = Duration::from_secs(1);
@@ -96,7 +100,7 @@ async fn run_once(sandbox: &AgentSandbox, context: &Context) -> Result<Requeue, 
     }
     let mut world = dereference::dereference(sandbox, context, Timestamp::now()).await?;
     let mut decision = decide::decide(&world);
-    if let [decide::Action::CreatePod(run, isolation)] = decision.before.as_slice() {
+    if let [world::Action::CreatePod(run, isolation)] = decision.before.as_slice() {
         apply::create_pod(&mut world, run, isolation.clone(), context).await?;
         decision = decide::decide(&world);
     }

@@ -8,9 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::conditions::{Say, find, is_true, set};
-use crate::sandbox::decide::{PodState, PolicyView, Stage, World, recorded};
+use crate::sandbox::decide::recorded;
 use crate::sandbox::pod_view::PodView;
 use crate::sandbox::verdict::Verdict;
+use crate::sandbox::world::{PodState, PolicyView, Stage, World};
 
 /// The status of a sandbox at `stage`. A new run starts from an empty one.
 #[must_use]
@@ -19,6 +20,17 @@ pub fn compose(world: &World<'_>, stage: &Stage) -> AgentSandboxStatus {
     status.observed_generation = world.sandbox.metadata.generation;
     status.run_id = Some(world.sandbox.spec.run_id.clone());
     if let PodState::Present(pod) = &world.pod {
+        // The gateway may have written before us, where an operator ended between pod and status: what it has taken of
+        // the run's budgets stays taken.
+        if let Some(live) = world
+            .sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.egress.as_ref())
+            && live.pod_uid.as_deref() == Some(pod.uid.as_str())
+        {
+            status.egress = Some(live.clone());
+        }
         record_pod(&mut status, pod, world);
     }
     match stage {

@@ -321,6 +321,7 @@ fn usage(measured: &MeasuredUsage) -> Usage {
         bytes_sent: measured.bytes_sent.map(|n| n as i64),
         bytes_received: measured.bytes_received.map(|n| n as i64),
         source,
+        ..Usage::default()
     }
 }
 

@@ -1,8 +1,10 @@
 //! The recorder: a sidecar that probes the network, checks the sandbox's confinement, gives the go, and writes the
 //! completion record where no code of the user's can.
 
+mod environment;
 mod probe;
 mod record;
+mod register;
 mod startup;
 
 use std::fs::OpenOptions;
@@ -26,6 +28,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use crate::protocol::{Channel, FROM_SUPERVISOR_MAX, Received};
 use crate::sys::{self, Signals};
 use probe::Round;
+use register::Registration;
 
 /// Between two rounds of the probe while a destination is still open.
 const RETRY: Duration = Duration::from_millis(100);
@@ -82,6 +85,14 @@ struct Recorder {
     isolation: Option<ObservedIsolation>,
     started_at_ms: Option<u64>,
     errors_in_a_row: u32,
+    /// Whether the last round found everything closed that must be.
+    closed: bool,
+    /// What the last round found closed and must be open: the egress gateway.
+    unreachable: Option<String>,
+    /// The registration at the egress gateway, if the policy needs one.
+    gateway: Option<Result<Registration, String>>,
+    /// The certificate that the supervisor was given last.
+    certificate: Option<String>,
 }
 
 /// What the recorder decided before the start.
@@ -105,6 +116,10 @@ impl Recorder {
             isolation: None,
             started_at_ms: None,
             errors_in_a_row: 0,
+            closed: false,
+            unreachable: None,
+            gateway: None,
+            certificate: None,
         }
     }
 
@@ -129,6 +144,11 @@ impl Recorder {
                 return 1;
             }
         };
+        self.gateway = self
+            .spec
+            .gateway
+            .as_ref()
+            .map(|access| Registration::start(access, &self.pod_uid));
         let rounds = self.start_probing();
         let record = match self.meet(&listener, &rounds, signals) {
             Some(channel) => {
@@ -154,9 +174,16 @@ impl Recorder {
             Duration::from_secs(self.spec.probe_interval_seconds.max(1).into()),
         );
         let host_ip = std::env::var(names::ENV_HOST_IP).unwrap_or_default();
+        let started = self.started.clone();
         let probing = move || loop {
             let round = probe::round(&targets, &host_ip);
-            let pause = if round.wrong.is_empty() { interval } else { RETRY };
+            // A gateway that is being replaced during the run is no reason to hurry.
+            let settled = round.unreachable.is_empty() || started.load(Ordering::Acquire);
+            let pause = if round.wrong.is_empty() && settled {
+                interval
+            } else {
+                RETRY
+            };
             if send.send(round).is_err() {
                 return;
             }
@@ -195,8 +222,12 @@ impl Recorder {
                 Ok(round) => {
                     self.network.rounds += 1;
                     self.network.probes = round.outcomes;
-                    if round.wrong.is_empty() {
-                        self.network.isolated_at_ms.get_or_insert_with(sys::now_ms);
+                    self.unreachable = (!round.unreachable.is_empty()).then(|| round.unreachable.join(", "));
+                    self.closed = round.wrong.is_empty();
+                    if self.closed {
+                        if self.unreachable.is_none() {
+                            self.network.isolated_at_ms.get_or_insert_with(sys::now_ms);
+                        }
                         self.errors_in_a_row = 0;
                         wrong = None;
                     } else {
@@ -320,15 +351,20 @@ impl Recorder {
         }
     }
 
-    /// Waits for a round in which every destination was as it must be.
+    /// Waits for a round in which every destination was as it must be, and for the egress gateway to know this pod.
     fn await_isolation(&mut self, rounds: &Receiver<Round>, signals: &Signals) -> Verdict {
         let patience = Duration::from_secs(self.spec.probe_timeout_seconds.into());
         loop {
             let wrong = self.hear_rounds(rounds);
-            if self.network.isolated_at_ms.is_some() && wrong.is_none() {
+            let trouble = self.gateway_trouble();
+            if self.network.isolated_at_ms.is_some() && self.closed && trouble.is_none() {
                 return Verdict::Go;
             }
             if self.begun.elapsed() > patience {
+                if let Some(trouble) = trouble.filter(|_| self.closed) {
+                    let message = format!("the egress gateway did not accept this sandbox: {trouble}");
+                    return Verdict::NoGo(Reason::StartTimeout, message);
+                }
                 let wrong = wrong.unwrap_or_else(|| {
                     let seen: Vec<String> = self
                         .network
@@ -348,9 +384,42 @@ impl Recorder {
         }
     }
 
-    /// The command, with the files of the mounted `ConfigMap`s.
-    fn command(&self) -> Result<agentsandbox_api::run::CommandSpec, (Reason, String)> {
+    /// Why the egress gateway, if there is one, does not serve this pod.
+    fn gateway_trouble(&self) -> Option<String> {
+        let standing = match self.gateway.as_ref()? {
+            Ok(registration) => registration.standing(),
+            Err(error) => return Some(error.clone()),
+        };
+        match (&self.unreachable, standing.bound) {
+            (None, true) => None,
+            (Some(unreachable), _) => Some(format!("it can't be reached: {unreachable}")),
+            (None, false) if standing.trouble.is_empty() => Some("it has not answered yet".to_owned()),
+            (None, false) => Some(standing.trouble),
+        }
+    }
+
+    /// Passes the certificate of a gateway that has replaced another one on to the supervisor.
+    fn renew_trust(&mut self, channel: &mut Channel) {
+        let Some(Ok(registration)) = &self.gateway else {
+            return;
+        };
+        let standing = registration.standing();
+        if standing.bound && standing.certificate != self.certificate {
+            self.certificate.clone_from(&standing.certificate);
+            if let Some(certificate) = standing.certificate {
+                let _ = channel.send(&FromRecorder::Trust { certificate });
+            }
+        }
+    }
+
+    /// The command, with the way to the egress gateway and the files of the mounted `ConfigMap`s.
+    fn command(&mut self) -> Result<agentsandbox_api::run::CommandSpec, (Reason, String)> {
         let mut command = self.spec.command.clone();
+        if let (Some(access), Some(Ok(registration))) = (&self.spec.gateway, &self.gateway) {
+            environment::add(&mut command.env, access, registration.run_token());
+            command.certificate = registration.standing().certificate;
+            self.certificate.clone_from(&command.certificate);
+        }
         let mut room = MOUNTED_FILES_MAX;
         for mounted in &self.spec.mounted_files {
             let unreadable = |error: std::io::Error| {
@@ -422,6 +491,7 @@ impl Recorder {
                     message,
                 });
             }
+            self.renew_trust(channel);
             if has_term(signals) {
                 last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             }
@@ -431,7 +501,11 @@ impl Recorder {
                     "the supervisor did not report its end".to_owned(),
                 );
             }
-            sys::wait_readable(&[channel.stream().as_fd(), signals.as_fd()], TICK);
+            let mut awaited = vec![channel.stream().as_fd(), signals.as_fd()];
+            if let Some(Ok(registration)) = &self.gateway {
+                awaited.push(registration.as_fd());
+            }
+            sys::wait_readable(&awaited, TICK);
         }
     }
 

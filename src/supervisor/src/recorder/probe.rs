@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use agentsandbox_api::run::{ProbeOutcome, ProbeTarget, Transport};
+use agentsandbox_api::run::{Expectation, ProbeOutcome, ProbeTarget, Transport};
 
 /// A dropped packet answers nothing: longer waiting would not tell more.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -16,8 +16,10 @@ const STACK: usize = 64 << 10;
 pub struct Round {
     /// Outcome by `name/transport`.
     pub outcomes: BTreeMap<String, ProbeOutcome>,
-    /// What is not as it must be.
+    /// What is not closed and must be.
     pub wrong: Vec<String>,
+    /// What is not open and must be. A road that is closed endangers nobody.
+    pub unreachable: Vec<String>,
     /// Whether anything wrong was seen for certain, and not merely not seen.
     pub open: bool,
 }
@@ -45,6 +47,7 @@ pub fn round(targets: &[ProbeTarget], host_ip: &str) -> Round {
     let mut round = Round {
         outcomes: BTreeMap::new(),
         wrong: Vec::new(),
+        unreachable: Vec::new(),
         open: false,
     };
     for (target, thread) in probing {
@@ -59,8 +62,14 @@ pub fn round(targets: &[ProbeTarget], host_ip: &str) -> Round {
         };
         let name = format!("{}/{transport}", target.name);
         if !outcome.meets(target.expect) {
-            round.wrong.push(format!("{name} ({outcome:?})"));
-            round.open |= outcome != ProbeOutcome::Error;
+            let what = format!("{name} ({outcome:?})");
+            match target.expect {
+                Expectation::Closed => {
+                    round.wrong.push(what);
+                    round.open |= outcome != ProbeOutcome::Error;
+                }
+                Expectation::Open => round.unreachable.push(what),
+            }
         }
         round.outcomes.insert(name, outcome);
     }
@@ -122,7 +131,6 @@ fn classify(error: &io::Error) -> ProbeOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agentsandbox_api::run::Expectation;
     use std::net::TcpListener;
 
     fn target(name: &str, port: u16, transport: Transport) -> ProbeTarget {
@@ -167,6 +175,22 @@ mod tests {
         let round = round(&targets, "127.0.0.1");
         assert_eq!(round.outcomes["silent/udp"], ProbeOutcome::Timeout);
         assert!(round.wrong.is_empty());
+    }
+
+    #[test]
+    fn a_road_that_must_be_open_and_is_closed_is_no_open_road() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = |name: &str| ProbeTarget {
+            expect: Expectation::Open,
+            ..target(name, port, Transport::Tcp)
+        };
+        let found = round(&[open("gateway")], "127.0.0.1");
+        assert_eq!((found.wrong.len(), found.unreachable.len()), (0, 0));
+        drop(listener);
+        let found = round(&[open("gateway")], "127.0.0.1");
+        assert_eq!(found.unreachable, ["gateway/tcp (Refused)"]);
+        assert_eq!((found.wrong.len(), found.open), (0, false));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use agentsandbox_api::gateway::{CA_VARIABLES, PATH_CA_BUNDLE};
 use agentsandbox_api::names;
 use agentsandbox_api::run::{CommandSpec, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
@@ -61,8 +62,11 @@ pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
     }
     command
         .env("HOME", names::PATH_WORKSPACE)
-        .env("TMPDIR", names::PATH_TMP)
-        .envs(&spec.env);
+        .env("TMPDIR", names::PATH_TMP);
+    if spec.certificate.is_some() {
+        command.envs(CA_VARIABLES.map(|name| (name, PATH_CA_BUNDLE)));
+    }
+    command.envs(&spec.env);
     command.env(names::ENV_OUTPUT, names::PATH_OUTPUT);
     let (processes, file_size, root) = (
         u64::from(spec.processes),

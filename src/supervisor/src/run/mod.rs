@@ -5,6 +5,7 @@ mod child;
 mod disk;
 mod evidence;
 mod files;
+mod trust;
 mod usage;
 
 use std::io::Read;
@@ -88,7 +89,8 @@ fn await_go(channel: &mut Channel, signals: &Signals) -> Result<Box<CommandSpec>
                 return Err(format!("{reason}: {message}"));
             }
             Received::Broken => return Err("the recorder is gone".to_owned()),
-            Received::Nothing => {}
+            // Before the go there is nothing that could trust anybody.
+            Received::Message(FromRecorder::Trust { .. }) | Received::Nothing => {}
         }
         while let Some(signal) = signals.next() {
             if signal.number == libc::SIGTERM && signal.from_outside {
@@ -148,8 +150,9 @@ impl Run {
     }
 
     fn finish(mut self) -> i32 {
-        let prepared =
-            files::write_all(&self.spec.files).and_then(|()| files::make_working_dir(&self.spec.working_dir));
+        let prepared = files::write_all(&self.spec.files)
+            .and_then(|()| files::make_working_dir(&self.spec.working_dir))
+            .and_then(|()| self.spec.certificate.as_deref().map_or(Ok(()), trust::install));
         let started = match prepared {
             Ok(()) => child::start(&self.spec),
             Err(message) => Err(NotStarted {
@@ -243,6 +246,11 @@ impl Run {
         }
         match self.channel.receive::<FromRecorder>() {
             Received::Message(FromRecorder::Stop { reason, message }) => self.end(child, reason, message),
+            Received::Message(FromRecorder::Trust { certificate }) => {
+                if let Err(error) = trust::install(&certificate) {
+                    eprintln!("sandbox-supervisor: the egress gateway's new certificate: {error}");
+                }
+            }
             Received::Broken => self.lose_recorder(),
             Received::Message(_) | Received::Nothing => {}
         }

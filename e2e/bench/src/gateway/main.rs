@@ -1,0 +1,199 @@
+//! The egress gateway beside squid and mitmproxy as forward proxies: requests per second, added latency, throughput,
+//! memory. All take turns in one run, with the same client, the same servers and the same processors, so that all meet
+//! the same noise. Everything happens in a network namespace of its own, which `e2e/bench-gateway.sh` makes.
+
+mod alone;
+mod load;
+mod rivals;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::load::{Client, Error, Road};
+use crate::rivals::{Proxy, Rival, World};
+use crate::table::{Report, Row};
+
+/// The egress gateway beside squid and mitmproxy as forward proxies.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Measure, and print a table.
+    Compare {
+        /// Folder for configuration and logs.
+        #[arg(long)]
+        work: PathBuf,
+        /// The program that plays the outside world.
+        #[arg(long)]
+        world: PathBuf,
+        /// Milliseconds of each measurement.
+        #[arg(long, default_value_t = 1500)]
+        millis: u64,
+        /// How often each is repeated; medians count.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Bytes of the large body.
+        #[arg(long, default_value_t = 1 << 30)]
+        large: u64,
+        /// Idle tunnels whose memory is measured.
+        #[arg(long, default_value_t = 1000)]
+        idle: usize,
+        /// Print JSON too.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve as the gateway of one sandbox, without a cluster.
+    #[command(hide = true)]
+    Gateway(alone::Options),
+}
+
+/// Host whose TLS is passed through.
+const THROUGH: &str = "through.example.test";
+/// Host whose TLS is inspected.
+const INSPECTED: &str = "seen.example.test";
+/// Connections at once.
+const CONNECTIONS: [usize; 3] = [1, 32, 256];
+/// Connections at once where each request has a tunnel of its own.
+const FRESH: usize = 32;
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("gateway-bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(async {
+        match Cli::parse().action {
+            Action::Gateway(options) => alone::serve(options).await,
+            Action::Compare {
+                work,
+                world,
+                millis,
+                rounds,
+                large,
+                idle,
+                json,
+            } => {
+                let plan = Plan {
+                    time: Duration::from_millis(millis),
+                    rounds,
+                    large,
+                    idle,
+                };
+                let report = compare(&work, &world, &plan).await?;
+                report.print(json);
+                Ok(())
+            }
+        }
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gateway-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is measured.
+struct Plan {
+    time: Duration,
+    rounds: usize,
+    large: u64,
+    idle: usize,
+}
+
+async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error> {
+    let world = World::start(world, work).await?;
+    let direct = Client::new(Road::Direct(world.target), &[world.authority()])?;
+    let mut subjects = vec![Subject {
+        row: Row::new("direct", false),
+        proxy: None,
+        client: direct,
+        host: THROUGH,
+    }];
+    for (rival, inspecting) in [
+        (Rival::Gateway, false),
+        (Rival::Squid, false),
+        (Rival::Mitmproxy, false),
+        (Rival::Gateway, true),
+        (Rival::Mitmproxy, true),
+    ] {
+        let proxy = Proxy::start(rival, inspecting, &world, work).await?;
+        let client = Client::new(proxy.road(), &[world.authority(), &proxy.authority])?;
+        let mut row = Row::new(&rival.to_string(), inspecting);
+        row.resident_idle = proxy.resident();
+        subjects.push(Subject {
+            row,
+            proxy: Some(proxy),
+            client,
+            host: if inspecting { INSPECTED } else { THROUGH },
+        });
+    }
+    // Before any load, after which an allocator keeps what it has.
+    for subject in &mut subjects {
+        let Some(proxy) = &subject.proxy else { continue };
+        drop(subject.client.tunnels(subject.host, 1).await?);
+        let begun = proxy.resident();
+        let tunnels = subject.client.tunnels(subject.host, plan.idle).await?;
+        subject.row.resident_per_tunnel = proxy.resident().saturating_sub(begun) / plan.idle.max(1) as u64;
+        drop(tunnels);
+    }
+    let steps = plan.rounds * (CONNECTIONS.len() + 2);
+    // All take turns in each round, so that what else the machine does meets all of them.
+    for round in 0..plan.rounds {
+        for (index, connections) in CONNECTIONS.iter().enumerate() {
+            progress(round * (CONNECTIONS.len() + 2) + index, steps);
+            for subject in &mut subjects {
+                let found = subject.client.kept(subject.host, *connections, plan.time).await?;
+                subject.row.kept[index].push(found);
+            }
+        }
+        progress(round * (CONNECTIONS.len() + 2) + CONNECTIONS.len(), steps);
+        for subject in &mut subjects {
+            let found = subject.client.fresh(subject.host, FRESH, plan.time).await?;
+            subject.row.fresh.push(found);
+        }
+        progress(round * (CONNECTIONS.len() + 2) + CONNECTIONS.len() + 1, steps);
+        for subject in &mut subjects {
+            subject
+                .row
+                .large
+                .push(subject.client.large(subject.host, plan.large).await?);
+        }
+    }
+    eprintln!();
+    let mut rows = Vec::new();
+    for subject in subjects {
+        let mut row = subject.row;
+        if let Some(proxy) = subject.proxy {
+            row.cpu_seconds = proxy.cpu_seconds();
+            proxy.stop();
+        }
+        rows.push(row);
+    }
+    world.stop();
+    Ok(Report { rows })
+}
+
+/// A proxy that is measured, or the road without one.
+struct Subject {
+    row: Row,
+    proxy: Option<Proxy>,
+    client: Client,
+    host: &'static str,
+}
+
+fn progress(step: usize, steps: usize) {
+    eprint!("\r  {}/{steps}   ", step + 1);
+}

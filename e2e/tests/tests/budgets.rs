@@ -1,0 +1,257 @@
+//! Budgets: spent in parallel, across gateways that die, and by many runs of one policy; never more than there is.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::time::Instant;
+
+use agentsandbox_api::policy::SandboxPolicy;
+use agentsandbox_api::reason::Reason;
+use e2e::Harness;
+use e2e::egress::{Journal, policy};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+/// One of these tests takes the gateway away, all of them keep the machine busy: one at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+/// Tokens of one request of `burn.py`.
+const COST: i64 = 50;
+/// What the gateway reserves for one of them is less: the bytes of its body and what it may write.
+const RESERVATION: i64 = 300;
+
+/// A namespace whose model has a host of its own, by which its requests are counted outside.
+async fn namespace(test: &str, more: Value) -> (Harness, String) {
+    let harness = Harness::start(test).await.unwrap();
+    let host = format!("{}.models.test", harness.namespace);
+    let data = [("key", "sk-real-burn"), ("agentsandbox.dev.hosts", host.as_str())];
+    harness.secret("openai", &data).await.unwrap();
+    let models = json!([{
+        "provider": "OpenAI", "host": host, "allow": ["tiny"],
+        "credential": {"secretRef": {"name": "openai", "key": "key"}},
+    }]);
+    let allow = json!([{"host": "big.example.test", "tls": "Inspect"}]);
+    harness
+        .policy("default", policy(&allow, &models, more))
+        .await
+        .unwrap();
+    (harness, host)
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap()
+}
+
+#[tokio::test]
+async fn tokens_burned_in_parallel_end_the_run_at_the_exact_count() {
+    let _alone = ALONE.lock().await;
+    for how in ["chat", "stream"] {
+        let (harness, host) = namespace(&format!("burn-{how}"), json!({})).await;
+        let journal = Journal::open(&harness);
+        let more = json!({"limits": {"tokens": 3000}});
+        let run = harness
+            .script("burn", "burn.py", &[how, &host, "8", "1000"], more)
+            .await
+            .unwrap();
+        let result = run.status.result.clone().unwrap();
+        assert_eq!(
+            result.reason,
+            Some(Reason::TokenBudgetExceeded),
+            "{result:?}\n{}",
+            run.log
+        );
+        let (egress, served) = (run.egress(), count(journal.requests_to(&host).len()));
+        assert_eq!(egress.used.tokens, COST * served, "{how}: {egress:?}");
+        assert_eq!(egress.used.model_requests, served);
+        assert_eq!(
+            (egress.input_tokens, egress.output_tokens),
+            (4 * served, 46 * served)
+        );
+        assert_eq!(egress.estimated_tokens, 0);
+        assert_eq!(egress.exhausted, Some(Reason::TokenBudgetExceeded));
+        assert!(
+            (3000 - 8 * RESERVATION..=3000).contains(&egress.used.tokens),
+            "{egress:?}"
+        );
+        assert!(run.log.contains("OUTCOME 429 TokenBudgetExceeded"), "{}", run.log);
+        harness.finish().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_budget_ends_the_run_with_its_own_reason() {
+    let _alone = ALONE.lock().await;
+    let (harness, host) = namespace("each-budget", json!({})).await;
+    for (name, limits, reason) in [
+        (
+            "requests",
+            json!({"modelRequests": 7}),
+            Reason::ModelRequestBudgetExceeded,
+        ),
+        ("steps", json!({"steps": 5}), Reason::StepBudgetExceeded),
+        (
+            "bytes",
+            json!({"egressBytes": 1_000_000}),
+            Reason::EgressByteBudgetExceeded,
+        ),
+    ] {
+        let journal = Journal::open(&harness);
+        let (what, at) = if name == "bytes" {
+            ("bytes", "big.example.test")
+        } else {
+            ("chat", host.as_str())
+        };
+        harness
+            .start_script(
+                name,
+                "burn.py",
+                &[what, at, "4", "500"],
+                json!({"limits": limits}),
+            )
+            .await
+            .unwrap();
+        let run = harness.ended_script(name).await.unwrap();
+        let result = run.status.result.clone().unwrap();
+        assert_eq!(result.reason, Some(reason), "{result:?}\n{}", run.log);
+        let egress = run.egress();
+        assert_eq!(egress.exhausted, Some(reason));
+        match name {
+            "requests" => assert_eq!(
+                (egress.used.model_requests, journal.requests_to(&host).len()),
+                (7, 7)
+            ),
+            "steps" => assert_eq!(
+                (egress.used.model_requests, journal.requests_to(&host).len()),
+                (5, 5)
+            ),
+            _ => assert!((500_000..=1_000_000).contains(&egress.used.bytes), "{egress:?}"),
+        }
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exhausted_budget_ends_the_run_within_two_seconds() {
+    let _alone = ALONE.lock().await;
+    let (harness, host) = namespace("two-seconds", json!({})).await;
+    let arguments = ["chat", host.as_str(), "1", "12", "60"];
+    harness
+        .start_script(
+            "burn",
+            "burn.py",
+            &arguments,
+            json!({"limits": {"modelRequests": 10}}),
+        )
+        .await
+        .unwrap();
+    harness
+        .when("burn", "exhaustion", |status| {
+            status
+                .egress
+                .as_ref()
+                .is_some_and(|egress| egress.exhausted.is_some())
+        })
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    let status = harness.finished("burn").await.unwrap();
+    println!(
+        "ended {:.2} s after its exhaustion stood in status",
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(begun.elapsed().as_secs_f64() < 2.0);
+    assert_eq!(
+        status.result.unwrap().reason,
+        Some(Reason::ModelRequestBudgetExceeded)
+    );
+    harness.finish().await.unwrap();
+}
+
+/// Rule 33: a crash costs each run what it had in flight and 1 % of its budget, and gives nothing back.
+#[tokio::test]
+async fn a_gateway_that_is_killed_resets_no_budget() {
+    const LIMIT: i64 = 20_000;
+    const KILLS: i64 = 5;
+    const THREADS: i64 = 3;
+    let _alone = ALONE.lock().await;
+    let (harness, host) = namespace("killed", json!({})).await;
+    let journal = Journal::open(&harness);
+    let more = json!({"limits": {"tokens": LIMIT}});
+    harness
+        .start_script("burn", "burn.py", &["chat", &host, "3", "100000"], more)
+        .await
+        .unwrap();
+    let served = || count(journal.requests_to(&host).len());
+    for kill in 1..=KILLS {
+        harness
+            .eventually("more requests", || async {
+                Ok((served() >= kill * LIMIT / COST / (KILLS + 2)).then_some(()))
+            })
+            .await
+            .unwrap();
+        harness.kill_gateway().await.unwrap();
+    }
+    let run = harness.ended_script("burn").await.unwrap();
+    let (egress, spent) = (run.egress(), COST * served());
+    println!("spent {spent} of {LIMIT} with {KILLS} kills: {egress:?}");
+    let reason = run.status.result.clone().unwrap().reason;
+    assert_eq!(
+        reason,
+        Some(Reason::TokenBudgetExceeded),
+        "{}",
+        run.log.lines().rev().take(20).collect::<String>()
+    );
+    assert!(spent <= LIMIT, "{spent}");
+    let lost = (KILLS + 1) * (LIMIT / 100 + THREADS * RESERVATION);
+    assert!(spent >= LIMIT - lost, "{spent} spent, at most {lost} may be lost");
+    assert!(
+        egress.claimed.tokens <= LIMIT && egress.used.tokens <= LIMIT,
+        "{egress:?}"
+    );
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn all_runs_of_a_policy_share_its_quota() {
+    let _alone = ALONE.lock().await;
+    let (harness, host) = namespace("quota", json!({"quota": {"tokens": 2000}})).await;
+    let journal = Journal::open(&harness);
+    let arguments = ["chat", host.as_str(), "2", "40"];
+    for name in ["one", "two"] {
+        harness
+            .start_script(name, "burn.py", &arguments, json!({}))
+            .await
+            .unwrap();
+    }
+    let mut used = 0;
+    for name in ["one", "two"] {
+        let run = harness.ended_script(name).await.unwrap();
+        assert!(
+            run.outcomes.contains_key("429 PolicyQuotaExceeded"),
+            "{:?}",
+            run.outcomes
+        );
+        used += run.egress().used.tokens;
+    }
+    assert_eq!(used, COST * count(journal.requests_to(&host).len()));
+    assert!((2000 - 4 * RESERVATION..=2000).contains(&used), "{used}");
+    // A third run, or the same again, begins with what is left: nothing.
+    let run = harness
+        .script("three", "burn.py", &["chat", &host, "1", "3"], json!({}))
+        .await
+        .unwrap();
+    assert!(run.egress().used.tokens <= 2000 - used, "{:?}", run.outcomes);
+    let status = harness
+        .policy_when("default", |policy| {
+            policy
+                .status
+                .as_ref()
+                .and_then(|status| status.egress.as_ref())
+                .is_some_and(|egress| egress.tokens >= used)
+        })
+        .await
+        .unwrap()
+        .status
+        .unwrap();
+    assert!(status.egress.unwrap().tokens <= 2000);
+    let spec = harness.api::<SandboxPolicy>().get("default").await.unwrap().spec;
+    assert_eq!(spec.quota.unwrap().tokens, Some(2000));
+    harness.finish().await.unwrap();
+}

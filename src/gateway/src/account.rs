@@ -1,0 +1,637 @@
+//! What one run has spent and may spend, kept in its `status.egress`.
+//!
+//! [`Ledger`] decides; this does its writes. All writes of one run go one after the other, each by compare-and-swap on
+//! the version that it began from, and each carries everything that is known by then: claims, what is given back, and
+//! the figures as *differences* to the last write, so that several gateways can write one status.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentsandbox_api::sandbox::{EgressCounters, EgressDenial, EgressStatus};
+use agentsandbox_egress::budget::{Counters, Ledger, Limits, Reservation, Reserve};
+use agentsandbox_egress::deny::Deny;
+use agentsandbox_egress::models::Charge;
+use agentsandbox_egress::record::Chain;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::time::{Instant, timeout_at};
+
+use crate::metrics::Metrics;
+use crate::sink::{RunKey, SinkError, StatusSink, Versioned};
+
+/// Most often a run's figures are written: once in so long. Claims and exhaustion do not wait.
+pub const WRITE_EVERY: Duration = Duration::from_secs(2);
+/// How long a request waits for others to be settled before it is refused for want of budget.
+const WAIT: Duration = Duration::from_secs(10);
+/// Most attempts of one write, with a pause that doubles from [`PAUSE`].
+const ATTEMPTS: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(20);
+/// Refused destinations that status shows.
+const DENIALS: usize = 16;
+/// Refused destinations that are told apart between two writes.
+const MAX_DENIALS: usize = 64;
+/// Longest destination in status, in bytes.
+const DESTINATION_MAX: usize = 261;
+
+/// Sums of one gateway for one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Figures {
+    allowed: i64,
+    denied: i64,
+    input: i64,
+    output: i64,
+    estimated: i64,
+    records: i64,
+    used: Counters,
+}
+
+/// A run's account.
+pub struct Account {
+    sink: Arc<dyn StatusSink>,
+    key: RunKey,
+    metrics: Metrics,
+    /// The run's records.
+    pub chain: Mutex<Chain>,
+    inner: Mutex<Inner>,
+    writer: AsyncMutex<Writer>,
+    settled: Notify,
+    dirty: Notify,
+    urgent: Notify,
+}
+
+struct Inner {
+    ledger: Ledger,
+    figures: Figures,
+    reported: Figures,
+    denials: HashMap<(String, Deny), Denial>,
+    /// Taken out of the ledger, and not yet off the status.
+    giving: Counters,
+    told_exhausted: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Denial {
+    count: i64,
+    last: Timestamp,
+}
+
+/// What the last write has left behind.
+#[derive(Default)]
+struct Writer {
+    seen: Option<Versioned<EgressStatus>>,
+    /// A write of which nobody knows whether it was made.
+    doubtful: Option<Attempt>,
+}
+
+/// One write.
+struct Attempt {
+    status: EgressStatus,
+    figures: Figures,
+    denials: HashMap<(String, Deny), Denial>,
+    claimed: Counters,
+    given: Counters,
+}
+
+/// Why a write is made.
+#[derive(Clone, Copy)]
+enum Purpose {
+    /// To claim at least so much, and up to so much.
+    Claim(Counters, Counters),
+    /// To tell the figures.
+    Report,
+    /// The run (`settled`) or the gateway ends: everything unspent is given back.
+    Last { settled: bool },
+}
+
+/// Leave to spend, which is settled when it is dropped: by what [`Held::spend`] was told until then.
+#[must_use]
+pub struct Held {
+    account: Arc<Account>,
+    reservation: Option<Reservation>,
+    spent: Counters,
+}
+
+impl Account {
+    /// The account of a run whose `status.egress` is `seen`.
+    pub fn new(
+        sink: Arc<dyn StatusSink>,
+        key: RunKey,
+        limits: Limits,
+        seen: Versioned<EgressStatus>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let base = base(&key, seen.status.as_ref());
+        let chain = chain_after(&base);
+        Arc::new(Self {
+            sink,
+            metrics,
+            inner: Mutex::new(Inner {
+                ledger: Ledger::new(limits, base.claimed.into()),
+                figures: Figures::default(),
+                reported: Figures {
+                    records: i64::try_from(chain.records()).unwrap_or(i64::MAX),
+                    ..Figures::default()
+                },
+                denials: HashMap::new(),
+                giving: Counters::ZERO,
+                told_exhausted: false,
+            }),
+            chain: Mutex::new(chain),
+            key,
+            writer: AsyncMutex::new(Writer {
+                seen: Some(seen),
+                doubtful: None,
+            }),
+            settled: Notify::new(),
+            dirty: Notify::new(),
+            urgent: Notify::new(),
+        })
+    }
+
+    /// Other limits from now on: the policy was edited.
+    pub fn set_limits(&self, limits: Limits) {
+        self.inner().ledger.set_limits(limits);
+        self.settled.notify_waiters();
+    }
+
+    /// Something was allowed.
+    pub fn allowed(&self) {
+        self.inner().figures.allowed += 1;
+        self.dirty.notify_one();
+    }
+
+    /// Something was refused.
+    pub fn denied(&self, destination: String, deny: Deny, at: Timestamp) {
+        let mut inner = self.inner();
+        inner.figures.denied += 1;
+        let mut destination = destination;
+        if destination.len() > DESTINATION_MAX {
+            destination = agentsandbox_egress::record::plain(&destination, DESTINATION_MAX).into_owned();
+        }
+        let key = (destination, deny);
+        if inner.denials.len() < MAX_DENIALS || inner.denials.contains_key(&key) {
+            let denial = inner.denials.entry(key).or_insert(Denial { count: 0, last: at });
+            denial.count += 1;
+            denial.last = at;
+        }
+        drop(inner);
+        self.dirty.notify_one();
+    }
+
+    /// What a model request cost, of `used.tokens`.
+    pub fn charged(&self, charge: Charge) {
+        let mut inner = self.inner();
+        let figures = &mut inner.figures;
+        figures.input = figures.input.saturating_add(charge.input);
+        figures.output = figures.output.saturating_add(charge.output);
+        if charge.estimated {
+            figures.estimated = figures.estimated.saturating_add(charge.tokens());
+        }
+    }
+
+    /// Leave to spend at least `least` and up to `most`, if it is there without a claim; `None` if it may be there after
+    /// one.
+    pub fn try_reserve(self: &Arc<Self>, least: Counters, most: Counters) -> Option<Result<Held, Deny>> {
+        let answer = self.inner().ledger.reserve_between(least, most);
+        match answer {
+            Reserve::Granted(reservation) => Some(Ok(self.hold(reservation))),
+            Reserve::Refused(deny) => {
+                self.after_change();
+                Some(Err(deny))
+            }
+            Reserve::Claim(_) | Reserve::Wait(_) => None,
+        }
+    }
+
+    /// Leave to spend at least `least` and up to `most`. Claims from the status what it needs, and waits a while for
+    /// what is in flight.
+    ///
+    /// # Errors
+    /// The budget that is too small, or [`Deny::NotReady`] if the status can't be written.
+    pub async fn reserve(self: &Arc<Self>, least: Counters, most: Counters) -> Result<Held, Deny> {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            let answer = self.inner().ledger.reserve_between(least, most);
+            let waits_for = match answer {
+                Reserve::Granted(reservation) => return Ok(self.hold(reservation)),
+                Reserve::Refused(deny) => {
+                    self.after_change();
+                    return Err(deny);
+                }
+                Reserve::Wait(deny) => deny,
+                Reserve::Claim(_) => {
+                    // In a task of its own: a request that is given up must not leave half a write behind.
+                    let account = self.clone();
+                    let claim = tokio::spawn(async move { account.claim(least, most).await });
+                    match claim.await.unwrap_or(Err(Stop::Deny(Deny::NotReady))) {
+                        Ok(held) => return Ok(held),
+                        Err(Stop::Deny(deny)) => return Err(deny),
+                        Err(Stop::Wait(deny)) => deny,
+                    }
+                }
+            };
+            if timeout_at(deadline, settled).await.is_err() {
+                return Err(waits_for);
+            }
+        }
+    }
+
+    async fn claim(self: Arc<Self>, least: Counters, most: Counters) -> Result<Held, Stop> {
+        let mut writer = self.writer.lock().await;
+        match self.write(&mut writer, Purpose::Claim(least, most)).await? {
+            Some(reservation) => Ok(self.hold(reservation)),
+            None => Err(Stop::Deny(Deny::NotReady)),
+        }
+    }
+
+    /// Spends bytes that have been exchanged, if they are there without a claim; else says that they are not.
+    pub fn spend_bytes(self: &Arc<Self>, bytes: u64) -> Option<Result<(), Deny>> {
+        let need = bytes_of(bytes);
+        self.try_reserve(need, need)
+            .map(|held| held.map(|mut held| held.spend(need)))
+    }
+
+    /// Writes figures until the run has ended, at most every [`WRITE_EVERY`]. Cancel it to end it.
+    pub async fn report(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.dirty.notified() => {}
+                () = self.urgent.notified() => {}
+            }
+            if self.is_changed() {
+                let account = self.clone();
+                let write = tokio::spawn(async move {
+                    let mut writer = account.writer.lock().await;
+                    account.write(&mut writer, Purpose::Report).await.map(drop)
+                });
+                let failed = !matches!(write.await, Ok(Ok(())));
+                if failed {
+                    self.dirty.notify_one();
+                }
+            }
+            let rest = tokio::time::sleep(WRITE_EVERY);
+            tokio::select! {
+                () = rest => {}
+                () = self.urgent.notified() => self.dirty.notify_one(),
+            }
+        }
+    }
+
+    /// The last write: everything unspent is given back. `settled` says that the run has ended; else the gateway has.
+    /// Returns whether it was made.
+    pub async fn close(self: &Arc<Self>, settled: bool) -> bool {
+        let mut writer = self.writer.lock().await;
+        self.write(&mut writer, Purpose::Last { settled }).await.is_ok()
+    }
+
+    /// What was used of the budgets through this gateway.
+    #[must_use]
+    pub fn used(&self) -> Counters {
+        self.inner().ledger.used()
+    }
+
+    fn is_changed(&self) -> bool {
+        let inner = self.inner();
+        let figures = self.figures(&inner);
+        figures != inner.reported
+            || inner.ledger.debt() != Counters::ZERO
+            || (inner.ledger.exhausted().is_some() && !inner.told_exhausted)
+    }
+
+    fn figures(&self, inner: &Inner) -> Figures {
+        let records = self
+            .chain
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .records();
+        Figures {
+            records: i64::try_from(records).unwrap_or(i64::MAX),
+            used: inner.ledger.used(),
+            ..inner.figures
+        }
+    }
+
+    fn hold(self: &Arc<Self>, reservation: Reservation) -> Held {
+        Held {
+            account: self.clone(),
+            reservation: Some(reservation),
+            spent: Counters::ZERO,
+        }
+    }
+
+    /// Tells whoever waits, and whoever ends the run, what has changed.
+    fn after_change(&self) {
+        let is_news = {
+            let inner = self.inner();
+            inner.ledger.exhausted().is_some() && !inner.told_exhausted
+        };
+        self.settled.notify_waiters();
+        if is_news {
+            self.urgent.notify_one();
+        }
+    }
+
+    /// One write, tried until it is made, or needless, or hopeless.
+    async fn write(&self, writer: &mut Writer, purpose: Purpose) -> Result<Option<Reservation>, Stop> {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE * 2_u32.pow(attempt - 1)).await;
+            }
+            if writer.seen.is_none() {
+                match self.sink.load_run(&self.key).await {
+                    Ok(seen) => writer.seen = Some(seen),
+                    Err(SinkError::Gone) => return Err(Stop::Deny(Deny::NotReady)),
+                    Err(error) => {
+                        tracing::warn!(sandbox = self.key.sandbox, %error, "status can't be read");
+                        continue;
+                    }
+                }
+            }
+            let Some(seen) = writer.seen.clone() else { continue };
+            if let Some(doubtful) = writer.doubtful.take() {
+                if seen.status.as_ref() == Some(&doubtful.status) {
+                    self.made(&doubtful);
+                } else {
+                    self.lost(&doubtful);
+                }
+            }
+            let next = match self.plan(seen.status.as_ref(), purpose)? {
+                Plan::Granted(reservation) => return Ok(Some(reservation)),
+                Plan::Write(next) => *next,
+            };
+            match self.sink.store_run(&self.key, &next.status, &seen.version).await {
+                Ok(version) => {
+                    self.metrics.status_write("AgentSandbox", "ok");
+                    self.made(&next);
+                    writer.seen = Some(Versioned {
+                        status: Some(next.status),
+                        version,
+                    });
+                    if let Purpose::Claim(least, most) = purpose {
+                        // Alone at the writer, and with what was asked for: this is granted now.
+                        match self.inner().ledger.reserve_between(least, most) {
+                            Reserve::Granted(reservation) => return Ok(Some(reservation)),
+                            Reserve::Wait(deny) => return Err(Stop::Wait(deny)),
+                            Reserve::Refused(deny) => return Err(Stop::Deny(deny)),
+                            // Somebody was quicker with what was claimed for this.
+                            Reserve::Claim(_) => continue,
+                        }
+                    }
+                    return Ok(None);
+                }
+                Err(SinkError::Conflict) => {
+                    self.metrics.status_write("AgentSandbox", "conflict");
+                    self.unmade(&next);
+                    writer.seen = None;
+                }
+                Err(SinkError::Gone) => {
+                    self.unmade(&next);
+                    return Err(Stop::Deny(Deny::NotReady));
+                }
+                Err(error @ SinkError::Refused(_)) => {
+                    self.metrics.status_write("AgentSandbox", "error");
+                    tracing::warn!(sandbox = self.key.sandbox, %error, "status can't be written");
+                    self.unmade(&next);
+                    writer.seen = None;
+                }
+                Err(error @ SinkError::Unknown(_)) => {
+                    self.metrics.status_write("AgentSandbox", "error");
+                    tracing::warn!(sandbox = self.key.sandbox, %error, "status may not have been written");
+                    writer.doubtful = Some(next);
+                    writer.seen = None;
+                }
+            }
+        }
+        Err(Stop::Deny(Deny::NotReady))
+    }
+
+    /// What is to be written upon `seen`.
+    fn plan(&self, seen: Option<&EgressStatus>, purpose: Purpose) -> Result<Plan, Stop> {
+        let base = base(&self.key, seen);
+        let mut inner = self.inner();
+        let figures = self.figures(&inner);
+        let ledger = &mut inner.ledger;
+        ledger.claimed(Counters::ZERO, base.claimed.into());
+        let mut claim = Counters::ZERO;
+        if let Purpose::Claim(least, most) = purpose {
+            match ledger.reserve_between(least, most) {
+                Reserve::Granted(reservation) => return Ok(Plan::Granted(reservation)),
+                Reserve::Wait(deny) => return Err(Stop::Wait(deny)),
+                Reserve::Refused(deny) => {
+                    drop(inner);
+                    self.after_change();
+                    return Err(Stop::Deny(deny));
+                }
+                Reserve::Claim(add) => claim = add,
+            }
+        }
+        // A claim covers the debt of its own kind already.
+        let debt = ledger.debt();
+        let claimed = Counters {
+            tokens: claim.tokens.max(debt.tokens),
+            model_requests: claim.model_requests.max(debt.model_requests),
+            bytes: claim.bytes.max(debt.bytes),
+        };
+        let surplus = match purpose {
+            // What was claimed a moment ago for somebody who has not taken it yet is no surplus.
+            Purpose::Claim(..) => Counters::ZERO,
+            Purpose::Report => ledger.release(),
+            Purpose::Last { .. } => ledger.give_back(),
+        };
+        let exhausted = ledger.exhausted();
+        let given = std::mem::take(&mut inner.giving).plus(surplus);
+        let denials = std::mem::take(&mut inner.denials);
+        let new = |now: i64, reported: i64| now.saturating_sub(reported);
+        let reported = inner.reported;
+        let head = self.chain.lock().unwrap_or_else(PoisonError::into_inner).head();
+        let status = EgressStatus {
+            pod_uid: Some(self.key.pod_uid.clone()),
+            claimed: Counters::from(base.claimed)
+                .plus(claimed)
+                .minus(given)
+                .or_zero()
+                .into(),
+            used: Counters::from(base.used)
+                .plus(figures.used.minus(reported.used))
+                .into(),
+            input_tokens: base
+                .input_tokens
+                .saturating_add(new(figures.input, reported.input)),
+            output_tokens: base
+                .output_tokens
+                .saturating_add(new(figures.output, reported.output)),
+            estimated_tokens: base
+                .estimated_tokens
+                .saturating_add(new(figures.estimated, reported.estimated)),
+            allowed: base
+                .allowed
+                .saturating_add(new(figures.allowed, reported.allowed)),
+            denied: base.denied.saturating_add(new(figures.denied, reported.denied)),
+            denials: merge(base.denials, &denials),
+            exhausted: base.exhausted.or(exhausted),
+            records: base.records.max(figures.records),
+            head: if figures.records > reported.records {
+                head
+            } else {
+                base.head
+            },
+            settled: matches!(purpose, Purpose::Last { settled: true }),
+        };
+        Ok(Plan::Write(Box::new(Attempt {
+            status,
+            figures,
+            denials,
+            claimed,
+            given,
+        })))
+    }
+
+    fn made(&self, attempt: &Attempt) {
+        let mut inner = self.inner();
+        let total = attempt.status.claimed.into();
+        inner.ledger.claimed(attempt.claimed, total);
+        inner.ledger.returned(attempt.given, total);
+        inner.reported = attempt.figures;
+        inner.told_exhausted |= attempt.status.exhausted.is_some();
+        drop(inner);
+        self.settled.notify_waiters();
+    }
+
+    /// It was certainly not made: everything of it is still to be written.
+    fn unmade(&self, attempt: &Attempt) {
+        let mut inner = self.inner();
+        inner.giving = inner.giving.plus(attempt.given);
+        keep_denials(&mut inner, attempt);
+    }
+
+    /// It may have been made and overwritten since. What it claimed is not used, and what it gave back is not given back
+    /// once more: both are lost at worst.
+    fn lost(&self, attempt: &Attempt) {
+        let mut inner = self.inner();
+        // The total was set from what was read just now.
+        let total = attempt.status.claimed.into();
+        inner.ledger.returned(attempt.given, total);
+        keep_denials(&mut inner, attempt);
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Plan {
+    Granted(Reservation),
+    Write(Box<Attempt>),
+}
+
+enum Stop {
+    /// It does not fit before something is settled.
+    Wait(Deny),
+    /// It does not fit, or the status can't be written.
+    Deny(Deny),
+}
+
+impl Held {
+    /// How much may be spent.
+    #[must_use]
+    pub fn granted(&self) -> Counters {
+        self.reservation
+            .as_ref()
+            .map_or(Counters::ZERO, Reservation::granted)
+    }
+
+    /// So much has been spent in all. It counts when this is dropped.
+    pub fn spend(&mut self, spent: Counters) {
+        self.spent = spent;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(reservation) = self.reservation.take() {
+            self.account.inner().ledger.settle(reservation, self.spent);
+            self.account.after_change();
+            if !self.spent.is_zero() {
+                self.account.dirty.notify_one();
+            }
+        }
+    }
+}
+
+/// Bytes as counters.
+#[must_use]
+pub fn bytes_of(bytes: u64) -> Counters {
+    Counters {
+        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        ..Counters::ZERO
+    }
+}
+
+/// What a run's status says; nothing, if it speaks of another pod.
+fn base(key: &RunKey, seen: Option<&EgressStatus>) -> EgressStatus {
+    seen.filter(|status| status.pod_uid.as_deref().is_none_or(|uid| uid == key.pod_uid))
+        .cloned()
+        .unwrap_or_else(|| EgressStatus {
+            pod_uid: Some(key.pod_uid.clone()),
+            claimed: EgressCounters::default(),
+            ..EgressStatus::default()
+        })
+}
+
+/// The chain of a run's records, which goes on where another gateway has left it.
+fn chain_after(base: &EgressStatus) -> Chain {
+    let records = u64::try_from(base.records).unwrap_or(0);
+    base.head
+        .as_deref()
+        .and_then(|head| Chain::resume(records, head))
+        .unwrap_or_default()
+}
+
+fn keep_denials(inner: &mut Inner, attempt: &Attempt) {
+    for (key, denial) in &attempt.denials {
+        if inner.denials.len() < MAX_DENIALS || inner.denials.contains_key(key) {
+            let kept = inner.denials.entry(key.clone()).or_insert(Denial {
+                count: 0,
+                last: denial.last,
+            });
+            kept.count += denial.count;
+            kept.last = kept.last.max(denial.last);
+        }
+    }
+}
+
+/// The refusals of status with new ones, the latest first.
+fn merge(mut shown: Vec<EgressDenial>, new: &HashMap<(String, Deny), Denial>) -> Vec<EgressDenial> {
+    for ((destination, deny), denial) in new {
+        // Status holds whole seconds.
+        let last = Timestamp::from_second(denial.last.as_second()).unwrap_or(denial.last);
+        let known = shown
+            .iter_mut()
+            .find(|known| known.destination == *destination && known.reason == deny.as_str());
+        if let Some(known) = known {
+            known.count = known.count.saturating_add(denial.count);
+            known.last_time = Some(Time(last));
+        } else {
+            shown.push(EgressDenial {
+                destination: destination.clone(),
+                reason: deny.as_str().to_owned(),
+                count: denial.count,
+                last_time: Some(Time(last)),
+            });
+        }
+    }
+    let age = |denial: &EgressDenial| std::cmp::Reverse(denial.last_time.as_ref().map(|time| time.0));
+    shown.sort_by(|one, other| {
+        age(one)
+            .cmp(&age(other))
+            .then_with(|| one.destination.cmp(&other.destination))
+            .then_with(|| one.reason.cmp(&other.reason))
+    });
+    shown.truncate(DENIALS);
+    shown
+}

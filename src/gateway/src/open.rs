@@ -1,0 +1,268 @@
+//! What a run has open, so that it can be closed when its policy no longer allows it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agentsandbox_egress::credential::Credential;
+use agentsandbox_egress::name::HostName;
+use agentsandbox_egress::rules::{EgressPolicy, Permit, Scheme, Way};
+use tokio_util::sync::CancellationToken;
+
+/// Something that was allowed and goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// A connection to a name.
+    Host {
+        /// The name.
+        host: HostName,
+        /// The port.
+        port: u16,
+        /// How it is treated.
+        way: WayKind,
+    },
+    /// A connection to an address.
+    Address {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// A request, or the WebSocket that came of it.
+    Request {
+        /// Through TLS or not.
+        scheme: Scheme,
+        /// The host.
+        host: HostName,
+        /// The port.
+        port: u16,
+        /// The method.
+        method: String,
+        /// The path, without its query.
+        path: String,
+        /// Whether it is a WebSocket.
+        upgrade: bool,
+        /// What was added to it.
+        credential: Option<Credential>,
+    },
+    /// A request to a model.
+    Model {
+        /// The host that was asked.
+        host: HostName,
+        /// The model that was asked for.
+        model: String,
+    },
+}
+
+/// [`Way`] without the rule: another rule of the same kind allows the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayKind {
+    /// TLS, passed on.
+    Passthrough,
+    /// TLS, ended here.
+    Inspect,
+    /// Plain HTTP.
+    Plain,
+}
+
+impl From<Way> for WayKind {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Passthrough { .. } => Self::Passthrough,
+            Way::Inspect => Self::Inspect,
+            Way::Plain => Self::Plain,
+        }
+    }
+}
+
+impl Allowed {
+    /// Whether a policy still allows it, in the same way.
+    #[must_use]
+    pub fn still(&self, rules: &EgressPolicy) -> bool {
+        match self {
+            Self::Host { host, port, way } => rules
+                .connect(host, *port)
+                .is_ok_and(|now| WayKind::from(now) == *way),
+            Self::Address { address, port } => rules.connect_address(*address, *port).is_ok(),
+            Self::Request {
+                scheme,
+                host,
+                port,
+                method,
+                path,
+                upgrade,
+                credential,
+            } => match rules.request(*scheme, host, *port, method, path, *upgrade) {
+                Ok(Permit::Rule { rule, .. }) => rule.credential == *credential,
+                Ok(Permit::Model(_)) | Err(_) => false,
+            },
+            Self::Model { host, model } => rules
+                .models_at(host)
+                .iter()
+                .any(|rule| rule.allow.iter().any(|allowed| allowed == model)),
+        }
+    }
+}
+
+/// All that one run has open.
+#[derive(Debug, Default)]
+pub struct OpenSet {
+    emptied: tokio::sync::Notify,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    open: HashMap<u64, (Allowed, CancellationToken)>,
+}
+
+/// One thing that is open, until it is dropped.
+#[derive(Debug)]
+pub struct OpenGuard {
+    set: Arc<OpenSet>,
+    id: u64,
+    /// Cancelled when it must be closed.
+    pub cancel: CancellationToken,
+}
+
+impl OpenSet {
+    /// Remembers something, as a part of `parent`, whose end is its end.
+    pub fn insert(self: &Arc<Self>, allowed: Allowed, parent: &CancellationToken) -> OpenGuard {
+        let cancel = parent.child_token();
+        let mut inner = self.inner();
+        let id = inner.next;
+        inner.next += 1;
+        inner.open.insert(id, (allowed, cancel.clone()));
+        drop(inner);
+        OpenGuard {
+            set: self.clone(),
+            id,
+            cancel,
+        }
+    }
+
+    /// Closes everything that `rules` do not allow any more; everything, without rules.
+    pub fn recheck(&self, rules: Option<&EgressPolicy>) {
+        for (allowed, cancel) in self.inner().open.values() {
+            if !rules.is_some_and(|rules| allowed.still(rules)) {
+                cancel.cancel();
+            }
+        }
+    }
+
+    /// How much is open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner().open.len()
+    }
+
+    /// Whether nothing is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until nothing is open.
+    pub async fn empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        let mut inner = self.set.inner();
+        inner.open.remove(&self.id);
+        if inner.open.is_empty() {
+            // Room for hundreds of tunnels is not kept for a run that has none.
+            inner.open = HashMap::new();
+            self.set.emptied.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentsandbox_api::policy::{Egress, EgressRule, SandboxPolicySpec};
+
+    use super::*;
+
+    fn rules(hosts: &[(&str, &[&str])]) -> EgressPolicy {
+        let allow = hosts.iter().map(|(host, paths)| EgressRule {
+            host: Some((*host).to_owned()),
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            ..EgressRule::default()
+        });
+        let spec = SandboxPolicySpec {
+            egress: Some(Egress {
+                allow: allow.collect(),
+            }),
+            ..SandboxPolicySpec::default()
+        };
+        EgressPolicy::compile(&spec).unwrap()
+    }
+
+    fn host(name: &str, way: WayKind) -> Allowed {
+        Allowed::Host {
+            host: name.parse().unwrap(),
+            port: 443,
+            way,
+        }
+    }
+
+    #[test]
+    fn a_tightened_policy_closes_what_it_no_longer_allows_and_nothing_else() {
+        let set = Arc::new(OpenSet::default());
+        let run = CancellationToken::new();
+        let kept = set.insert(host("a.example", WayKind::Passthrough), &run);
+        let gone = set.insert(host("b.example", WayKind::Passthrough), &run);
+        let changed = set.insert(host("c.example", WayKind::Passthrough), &run);
+        set.recheck(Some(&rules(&[("a.example", &[]), ("c.example", &["/x"])])));
+        assert!(!kept.cancel.is_cancelled());
+        assert!(gone.cancel.is_cancelled());
+        assert!(changed.cancel.is_cancelled(), "it would be inspected now");
+        set.recheck(None);
+        assert!(kept.cancel.is_cancelled());
+    }
+
+    #[test]
+    fn a_request_in_flight_is_closed_when_its_path_is_no_longer_allowed() {
+        let request = Allowed::Request {
+            scheme: Scheme::Https,
+            host: "a.example".parse().unwrap(),
+            port: 443,
+            method: "GET".into(),
+            path: "/files/1".into(),
+            upgrade: false,
+            credential: None,
+        };
+        assert!(request.still(&rules(&[("a.example", &["/files/"])])));
+        assert!(!request.still(&rules(&[("a.example", &["/other/"])])));
+    }
+
+    #[test]
+    fn what_has_ended_is_forgotten_and_a_run_s_end_ends_all() {
+        let set = Arc::new(OpenSet::default());
+        let run = CancellationToken::new();
+        let first = set.insert(host("a.example", WayKind::Passthrough), &run);
+        let second = set.insert(host("a.example", WayKind::Passthrough), &run);
+        drop(first);
+        assert_eq!(set.len(), 1);
+        run.cancel();
+        assert!(second.cancel.is_cancelled());
+        drop(second);
+        assert!(set.is_empty());
+    }
+}

@@ -1,0 +1,164 @@
+//! Where recorders say whose address this is, before any user code exists.
+//!
+//! One line of JSON comes, one goes back; the connection stays open, and the recorder is told when its certificate
+//! changes or its binding ends. It then registers again.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentsandbox_api::gateway::{AUDIENCE, REGISTER_MAX_BYTES, Register, Registered};
+use agentsandbox_egress::identity::{Run, parse_sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::warn;
+
+use crate::accept::accept;
+use crate::jwks::TokenError;
+use crate::state::{Gateway, unbound};
+
+/// Most connections of one address: a recorder has one, and may be replacing it.
+const PER_ADDRESS: usize = 4;
+/// Most connections at all. Each waits for a line, or costs a few hundred bytes.
+const MAX_CONNECTIONS: usize = 4_096;
+
+/// Serves until the gateway stops.
+pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
+    let places = Arc::new(Mutex::new(HashMap::new()));
+    while let Some((stream, peer)) = accept(&listener, &gateway.stopping).await {
+        let Some(place) = Place::take(&places, peer) else {
+            gateway.metrics.stranger("register");
+            continue;
+        };
+        let gateway = gateway.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            converse(&gateway, stream, peer).await;
+        });
+    }
+}
+
+async fn converse(gateway: &Arc<Gateway>, mut stream: TcpStream, peer: IpAddr) {
+    let patience = gateway.limits.head_timeout();
+    let line = match tokio::time::timeout(patience, read_line(&mut stream)).await {
+        Ok(Some(line)) => line,
+        Ok(None) | Err(_) => return,
+    };
+    let mut changed = gateway.changed.subscribe();
+    let run = match register(gateway, peer, &line).await {
+        Ok(run) => run,
+        Err(refused) => {
+            say(&mut stream, &refused, patience).await;
+            return;
+        }
+    };
+    let mut said = None;
+    loop {
+        changed.borrow_and_update();
+        let standing = gateway.standing(&run);
+        if said.as_ref() != Some(&standing) {
+            if !say(&mut stream, &standing, patience).await || !standing.bound {
+                return;
+            }
+            said = Some(standing);
+        }
+        let mut byte = [0; 1];
+        tokio::select! {
+            // The recorder says nothing more: this is the end of its connection.
+            _ = stream.read(&mut byte) => return,
+            news = changed.changed() => if news.is_err() { return },
+        }
+    }
+}
+
+async fn register(gateway: &Arc<Gateway>, peer: IpAddr, line: &[u8]) -> Result<Arc<Run>, Registered> {
+    let Ok(request) = serde_json::from_slice::<Register>(line) else {
+        return Err(unbound(false, "this is no registration"));
+    };
+    let Some(token_sha256) = parse_sha256(&request.run_token_sha256) else {
+        return Err(unbound(false, "runTokenSha256 is no SHA-256"));
+    };
+    let now = (gateway.clock)();
+    let pod = match gateway.keys.verify(&request.token, AUDIENCE, now) {
+        Ok(pod) => pod,
+        Err(error) => {
+            warn!(%peer, %error, "registration refused");
+            if error == TokenError::UnknownKey {
+                gateway.stale_keys.notify_one();
+            }
+            return Err(unbound(error == TokenError::UnknownKey, &error.to_string()));
+        }
+    };
+    if pod.namespace != gateway.namespace || pod.pod_uid != request.pod_uid {
+        warn!(%peer, pod_uid = pod.pod_uid, namespace = pod.namespace, "a token of another pod");
+        return Err(unbound(false, "the token is another pod's"));
+    }
+    gateway.register(peer, &pod.pod_uid, token_sha256).await
+}
+
+async fn read_line(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut piece = [0; 2 << 10];
+    loop {
+        let read = stream.read(&mut piece).await.ok().filter(|read| *read > 0)?;
+        line.extend_from_slice(&piece[..read]);
+        if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            // One line is all that a recorder says.
+            return (end + 1 == line.len()).then(|| {
+                line.truncate(end);
+                line
+            });
+        }
+        if line.len() > REGISTER_MAX_BYTES {
+            return None;
+        }
+    }
+}
+
+async fn say(stream: &mut TcpStream, answer: &Registered, patience: Duration) -> bool {
+    let Ok(mut line) = serde_json::to_vec(answer) else {
+        return false;
+    };
+    line.push(b'\n');
+    matches!(
+        tokio::time::timeout(patience, stream.write_all(&line)).await,
+        Ok(Ok(()))
+    )
+}
+
+/// One address's place among the connections, until it is dropped.
+struct Place {
+    places: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    peer: IpAddr,
+}
+
+impl Place {
+    fn take(places: &Arc<Mutex<HashMap<IpAddr, usize>>>, peer: IpAddr) -> Option<Self> {
+        let mut held = places.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.values().sum::<usize>() >= MAX_CONNECTIONS {
+            return None;
+        }
+        let of_peer = held.entry(peer).or_insert(0);
+        if *of_peer >= PER_ADDRESS {
+            return None;
+        }
+        *of_peer += 1;
+        Some(Self {
+            places: places.clone(),
+            peer,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_peer) = held.get_mut(&self.peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                held.remove(&self.peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! HTTP connections of sandboxes, whatever they came through.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentsandbox_egress::headers::{BLOCK_MAX, FIELDS_MAX};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio_util::sync::CancellationToken;
+
+use crate::client_io::ClientIo;
+use crate::guard::Guarded;
+use crate::inside::{self, Inside};
+use crate::session::Event;
+
+/// What HTTP/2 keeps for one stream, and for one connection, in bytes.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
+/// Most streams of one connection at once.
+const MAX_STREAMS: u32 = 100;
+/// How often it is looked whether a connection is idle.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Serves one connection until it ends, is idle for too long, or `cancel` is cancelled.
+pub async fn serve(io: ClientIo, is_http2: bool, inside: Arc<Inside>, cancel: CancellationToken) {
+    let limits = &inside.gateway.limits;
+    let patience = limits.patience();
+    let idle = Idle {
+        inside: inside.clone(),
+        keep_alive: limits.keep_alive(),
+        still: limits.idle_timeout(),
+        cancel,
+    };
+    let service = {
+        let inside = inside.clone();
+        service_fn(move |request| {
+            let answer = inside::answer(inside.clone(), request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        })
+    };
+    let activity = inside.activity.clone();
+    if is_http2 {
+        let io = TokioIo::new(Guarded::http2(io, patience, activity));
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(BLOCK_MAX).unwrap_or(u32::MAX))
+            .max_send_buf_size(64 << 10)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let mut connection = pin!(builder.serve_connection(io, service));
+        let over = tokio::select! {
+            _ = connection.as_mut() => return,
+            over = idle.over() => over,
+        };
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            _ = connection => {}
+            () = idle.last(over) => {}
+        }
+    } else {
+        let on_malformed = {
+            let inside = inside.clone();
+            Box::new(move |deny| {
+                let session = &inside.session;
+                session.deny(&Event::request("", None, "", ""), deny);
+                inside::refused_bytes(deny, &session.run.policy)
+            })
+        };
+        let io = TokioIo::new(Guarded::http1(io, patience, activity, on_malformed));
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            // The guard measures: the library's own clock also runs while an answer is under way.
+            .header_read_timeout(None)
+            .max_headers(FIELDS_MAX)
+            .max_buf_size(BLOCK_MAX.max(64 << 10));
+        let mut connection = pin!(builder.serve_connection(io, service).with_upgrades());
+        let over = tokio::select! {
+            _ = connection.as_mut() => return,
+            over = idle.over() => over,
+        };
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            _ = connection => {}
+            () = idle.last(over) => {}
+        }
+    }
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy)]
+enum Over {
+    /// It may not go on.
+    Cancelled,
+    /// Nothing has happened on it for long.
+    Idle,
+    /// The gateway stops: what is under way may end by itself.
+    Stopping,
+}
+
+/// Tells when a connection has had its time.
+struct Idle {
+    inside: Arc<Inside>,
+    keep_alive: Duration,
+    still: Duration,
+    cancel: CancellationToken,
+}
+
+impl Idle {
+    /// Why nothing new is begun on it any more.
+    async fn over(&self) -> Over {
+        let look = LOOK.min(self.keep_alive);
+        loop {
+            tokio::select! {
+                () = self.cancel.cancelled() => return Over::Cancelled,
+                () = self.inside.gateway.stopping.cancelled() => return Over::Stopping,
+                () = tokio::time::sleep(look) => {}
+            }
+            let activity = &self.inside.activity;
+            let patience = if activity.is_busy() {
+                self.still
+            } else {
+                self.keep_alive
+            };
+            if activity.still() >= patience {
+                return Over::Idle;
+            }
+        }
+    }
+
+    /// Until what is under way must end as well.
+    async fn last(&self, over: Over) {
+        match over {
+            Over::Cancelled => {}
+            Over::Idle => tokio::time::sleep(LOOK).await,
+            Over::Stopping => self.cancel.cancelled().await,
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One bound run: what it may take, what it has open, and the records of what it did.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use agentsandbox_api::sandbox::Limits as AskedLimits;
+use agentsandbox_egress::deny::Deny;
+use agentsandbox_egress::identity::Run;
+use agentsandbox_egress::models::Charge;
+use agentsandbox_egress::record::{Action, Class, End, Record, RuleName, RunIdentity};
+use agentsandbox_egress::shares::Bucket;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::account::{Account, bytes_of};
+use crate::config::Limits;
+use crate::log::Log;
+use crate::metrics::{Metrics, Open};
+use crate::open::{Allowed, OpenGuard, OpenSet};
+use crate::upstream::Pool;
+
+/// Refusals for asking too much are recorded so many times a second; all are counted.
+const FLOOD_RECORDS: u32 = 5;
+
+/// A run whose address is bound.
+pub struct Session {
+    /// Who it is.
+    pub run: Arc<Run>,
+    identity: RunIdentity,
+    /// Its budgets and figures.
+    pub account: Arc<Account>,
+    /// Cancelled at its end.
+    pub ended: CancellationToken,
+    /// What it has open.
+    pub open: Arc<OpenSet>,
+    /// Its connections to destinations, which no other run uses.
+    pub pool: Pool,
+    /// The ceilings that the sandbox itself asks for.
+    pub asked: Option<AskedLimits>,
+    rates: Mutex<Rates>,
+    /// Memory for the bodies of model requests, in KiB: at most half of all.
+    pub model_memory: Arc<Semaphore>,
+    /// Bytes that were exchanged by rules that have a ceiling, by the rule's name.
+    rule_bytes: Mutex<HashMap<String, u64>>,
+    log: Arc<Log>,
+    metrics: Metrics,
+    _bound: Open,
+}
+
+struct Rates {
+    requests: Bucket,
+    queries: Bucket,
+    floods: Bucket,
+}
+
+/// What is decided about.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// What kind.
+    pub class: Class,
+    /// Host or address.
+    pub destination: String,
+    /// Port.
+    pub port: Option<u16>,
+    /// Method, or type of a DNS question.
+    pub method: Option<String>,
+    /// Path, without query.
+    pub path: Option<String>,
+    /// What allows it.
+    pub rule: Option<RuleName>,
+    /// Model that is asked.
+    pub model: Option<String>,
+}
+
+impl Event {
+    /// A connection.
+    #[must_use]
+    pub fn connection(destination: impl Into<String>, port: Option<u16>) -> Self {
+        Self {
+            class: Class::Connection,
+            destination: destination.into(),
+            port,
+            method: None,
+            path: None,
+            rule: None,
+            model: None,
+        }
+    }
+
+    /// A request.
+    #[must_use]
+    pub fn request(destination: impl Into<String>, port: Option<u16>, method: &str, path: &str) -> Self {
+        Self {
+            class: Class::Request,
+            method: Some(method.to_owned()),
+            path: Some(path.to_owned()),
+            ..Self::connection(destination, port)
+        }
+    }
+
+    /// A DNS question.
+    #[must_use]
+    pub fn question(name: String, kind: String) -> Self {
+        Self {
+            class: Class::Dns,
+            method: Some(kind),
+            ..Self::connection(name, None)
+        }
+    }
+
+    fn record(&self, action: Action, reason: Option<Deny>, end: Option<End>) -> Record<'_> {
+        Record {
+            time: Timestamp::now(),
+            class: self.class,
+            action,
+            reason,
+            destination: &self.destination,
+            port: self.port,
+            method: self.method.as_deref(),
+            path: self.path.as_deref(),
+            rule: self.rule,
+            model: self.model.as_deref(),
+            end,
+        }
+    }
+
+    fn way(&self) -> &'static str {
+        match self.class {
+            Class::Connection => "connection",
+            Class::Request => "request",
+            Class::Dns => "dns",
+            Class::Model => "model",
+        }
+    }
+
+    fn place(&self) -> String {
+        match self.port {
+            Some(port) if self.destination.contains(':') => format!("[{}]:{port}", self.destination),
+            Some(port) => format!("{}:{port}", self.destination),
+            None => self.destination.clone(),
+        }
+    }
+}
+
+impl Session {
+    /// A session that begins now.
+    pub fn new(
+        run: Arc<Run>,
+        account: Arc<Account>,
+        asked: Option<AskedLimits>,
+        limits: &Limits,
+        log: Arc<Log>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Self {
+            identity: RunIdentity::of(&run),
+            run,
+            account,
+            ended: CancellationToken::new(),
+            open: Arc::default(),
+            pool: Pool::default(),
+            asked,
+            rates: Mutex::new(Rates {
+                requests: Bucket::new(limits.requests_per_second, limits.requests_per_second, now),
+                queries: Bucket::new(
+                    limits.queries_per_second.saturating_mul(2),
+                    limits.queries_per_second,
+                    now,
+                ),
+                floods: Bucket::new(FLOOD_RECORDS.saturating_mul(4), FLOOD_RECORDS, now),
+            }),
+            model_memory: Arc::new(Semaphore::new(limits.model_body_memory / 2_048)),
+            rule_bytes: Mutex::default(),
+            log,
+            _bound: metrics.run(),
+            metrics,
+        })
+    }
+
+    /// Whether one more connection or request is within the sandbox's rate.
+    ///
+    /// # Errors
+    /// [`Deny::TooManyRequests`].
+    pub fn admit_request(&self) -> Result<(), Deny> {
+        let admitted = self.rates().requests.take(Instant::now());
+        admitted.then_some(()).ok_or(Deny::TooManyRequests)
+    }
+
+    /// Whether one more DNS question is within the sandbox's rate.
+    ///
+    /// # Errors
+    /// [`Deny::TooManyRequests`].
+    pub fn admit_query(&self) -> Result<(), Deny> {
+        let admitted = self.rates().queries.take(Instant::now());
+        admitted.then_some(()).ok_or(Deny::TooManyRequests)
+    }
+
+    /// Records that something is allowed, before it happens.
+    ///
+    /// # Errors
+    /// [`Deny::LogFull`]: then it does not happen.
+    pub fn allow(&self, event: &Event) -> Result<(), Deny> {
+        let record = event.record(Action::Allow, None, None);
+        self.log
+            .append(&self.account.chain, Some(&self.identity), &record)?;
+        self.account.allowed();
+        self.metrics.decision(event.way(), None);
+        Ok(())
+    }
+
+    /// Records that something is refused.
+    pub fn deny(&self, event: &Event, deny: Deny) {
+        if matches!(
+            deny,
+            Deny::UpstreamUnreachable | Deny::UpstreamTimeout | Deny::UpstreamUntrusted
+        ) {
+            // It was allowed, and went wrong: the record of its end says so.
+            self.metrics.decision(event.way(), Some(deny));
+            return;
+        }
+        let now = Timestamp::now();
+        self.metrics.decision(event.way(), Some(deny));
+        self.account.denied(event.place(), deny, now);
+        let is_flood = matches!(deny, Deny::TooManyConnections | Deny::TooManyRequests);
+        if is_flood && !self.rates().floods.take(Instant::now()) {
+            return;
+        }
+        self.append(&event.record(Action::Deny, Some(deny), None));
+    }
+
+    /// Adds bytes to what a rule has exchanged in this run.
+    ///
+    /// # Errors
+    /// [`Deny::EgressByteBudgetExceeded`] above its ceiling.
+    fn spend_rule(&self, cap: &RuleCap, bytes: u64) -> Result<(), Deny> {
+        let mut spent = self.rule_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = spent.entry(cap.name.clone()).or_insert(0);
+        *spent = spent.saturating_add(bytes);
+        if *spent > cap.max_bytes {
+            Err(Deny::EgressByteBudgetExceeded)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A model request cost so much.
+    pub fn charged(&self, charge: Charge) {
+        self.account.charged(charge);
+        self.metrics.tokens(charge.input, charge.output, charge.estimated);
+    }
+
+    /// An answer carried a credential.
+    pub fn scrubbed(&self, times: u64) {
+        tracing::warn!(
+            sandbox = self.run.sandbox,
+            times,
+            "an answer carried a credential; it was taken out"
+        );
+        self.metrics.scrubbed(times);
+    }
+
+    fn append(&self, record: &Record<'_>) {
+        if self
+            .log
+            .append(&self.account.chain, Some(&self.identity), record)
+            .is_err()
+        {
+            self.metrics.record_lost();
+        }
+    }
+
+    fn rates(&self) -> MutexGuard<'_, Rates> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A rule's own ceiling of bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleCap {
+    /// What tells the rule from others, also when the policy is edited.
+    pub name: String,
+    /// Most bytes of one run.
+    pub max_bytes: u64,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the sandbox.
+    Sent,
+    /// To the sandbox.
+    Received,
+}
+
+/// Something that was allowed and goes on. Its end is recorded when the last holder drops it.
+pub struct Exchange {
+    /// Whose it is.
+    pub session: Arc<Session>,
+    /// In what words it was recorded.
+    pub event: Event,
+    begun: Instant,
+    sent: AtomicU64,
+    received: AtomicU64,
+    moved_ms: AtomicU64,
+    status: AtomicU16,
+    outcome: Mutex<Outcome>,
+    cap: Option<RuleCap>,
+    open: OpenGuard,
+}
+
+#[derive(Default)]
+struct Outcome {
+    reason: Option<Deny>,
+    charge: Option<Charge>,
+}
+
+impl Exchange {
+    /// Records that it is allowed, and begins it.
+    ///
+    /// # Errors
+    /// [`Deny::LogFull`].
+    pub fn begin(
+        session: &Arc<Session>,
+        event: Event,
+        allowed: Allowed,
+        cap: Option<RuleCap>,
+    ) -> Result<Arc<Self>, Deny> {
+        let open = session.open.insert(allowed, &session.ended);
+        session.allow(&event)?;
+        Ok(Arc::new(Self {
+            session: session.clone(),
+            event,
+            begun: Instant::now(),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            moved_ms: AtomicU64::new(0),
+            status: AtomicU16::new(0),
+            outcome: Mutex::default(),
+            cap,
+            open,
+        }))
+    }
+
+    /// Cancelled when it must be closed.
+    #[must_use]
+    pub fn cancel(&self) -> &CancellationToken {
+        &self.open.cancel
+    }
+
+    /// The answer's status.
+    pub fn answered(&self, status: u16) {
+        self.status.store(status, Ordering::Relaxed);
+    }
+
+    /// Why it ends early; the first reason counts.
+    pub fn fail(&self, deny: Deny) {
+        self.outcome().reason.get_or_insert(deny);
+    }
+
+    /// Why it has failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<Deny> {
+        self.outcome().reason
+    }
+
+    /// What it cost, if it was a model's.
+    pub fn charged(&self, charge: Charge) {
+        self.outcome().charge = Some(charge);
+    }
+
+    /// How long no byte has moved.
+    #[must_use]
+    pub fn still(&self) -> Duration {
+        self.begun
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Charges bytes to the run, without waiting; `None` if the run's budget must be asked for more, see
+    /// [`Exchange::spend`].
+    pub fn try_spend(&self, direction: Direction, bytes: u64) -> Option<Result<(), Deny>> {
+        let spent = self.session.account.spend_bytes(bytes)?;
+        Some(spent.and_then(|()| self.moved(direction, bytes)))
+    }
+
+    /// Charges bytes to the run.
+    ///
+    /// # Errors
+    /// [`Deny::EgressByteBudgetExceeded`], of the run or of the rule; [`Deny::NotReady`] if the budget can't be written.
+    pub async fn spend(&self, direction: Direction, bytes: u64) -> Result<(), Deny> {
+        if let Some(spent) = self.try_spend(direction, bytes) {
+            return spent;
+        }
+        let need = bytes_of(bytes);
+        self.session.account.reserve(need, need).await?.spend(need);
+        self.moved(direction, bytes)
+    }
+
+    /// Counts bytes that were charged already.
+    ///
+    /// # Errors
+    /// [`Deny::EgressByteBudgetExceeded`], of the rule.
+    pub fn moved(&self, direction: Direction, bytes: u64) -> Result<(), Deny> {
+        let counter = match direction {
+            Direction::Sent => &self.sent,
+            Direction::Received => &self.received,
+        };
+        counter.fetch_add(bytes, Ordering::Relaxed);
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(now, Ordering::Relaxed);
+        match &self.cap {
+            Some(cap) => self.session.spend_rule(cap, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn outcome(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let (sent, received) = (*self.sent.get_mut(), *self.received.get_mut());
+        let status = *self.status.get_mut();
+        let outcome = self.outcome.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let end = End {
+            status: (status != 0).then_some(status),
+            bytes_sent: sent,
+            bytes_received: received,
+            duration_millis: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            input_tokens: outcome.charge.map(|charge| charge.input),
+            output_tokens: outcome.charge.map(|charge| charge.output),
+            estimated: outcome.charge.is_some_and(|charge| charge.estimated),
+        };
+        self.session.metrics.bytes(sent, received);
+        self.session
+            .append(&self.event.record(Action::End, outcome.reason, Some(end)));
+    }
+}

@@ -1,0 +1,331 @@
+//! Connections to destinations. Each belongs to one run: nothing that one sends can meet what another one reads.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use agentsandbox_egress::deny::Deny;
+use agentsandbox_egress::name::HostName;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::body::Body;
+use crate::network::reach_host;
+use crate::session::Session;
+use crate::state::Gateway;
+
+/// An idle connection is used again within so long. Servers close theirs after a minute or so.
+const IDLE: Duration = Duration::from_secs(30);
+/// Most idle connections to one origin.
+const IDLE_PER_ORIGIN: usize = 8;
+/// Most bytes of an answer's head.
+const MAX_HEAD: usize = 64 << 10;
+/// Most header fields of an answer.
+const MAX_HEADERS: usize = 200;
+/// What HTTP/2 keeps for one stream, and for one connection, in bytes.
+const STREAM_WINDOW: u32 = 512 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The host.
+    pub host: HostName,
+    /// The port.
+    pub port: u16,
+    /// Through TLS.
+    pub tls: bool,
+}
+
+impl Origin {
+    /// As `Host` has it: without a port that goes without saying.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let usual = if self.tls { 443 } else { 80 };
+        if self.port == usual {
+            self.host.to_string()
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// One run's connections.
+#[derive(Default)]
+pub struct Pool {
+    inner: Mutex<HashMap<Origin, Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    shared: Option<http2::SendRequest<Body>>,
+    idle: Vec<(Instant, http1::SendRequest<Body>)>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+/// The connection that an answer came by; given back when the answer has ended.
+pub enum Lease {
+    /// To be kept, if the answer ended as it should.
+    Http1(Origin, http1::SendRequest<Body>),
+    /// Shared anyway.
+    Http2,
+}
+
+impl Pool {
+    /// Closes what nobody used for long.
+    pub fn sweep(&self) {
+        self.inner().retain(|_, slot| {
+            slot.idle
+                .retain(|(since, sender)| since.elapsed() < IDLE && !sender.is_closed());
+            if slot.shared.as_ref().is_some_and(http2::SendRequest::is_closed) {
+                slot.shared = None;
+            }
+            slot.shared.is_some() || !slot.idle.is_empty()
+        });
+    }
+
+    /// Closes everything that is idle.
+    pub fn clear(&self) {
+        self.inner().clear();
+    }
+
+    fn take(&self, origin: &Origin) -> Option<Sender> {
+        let mut inner = self.inner();
+        let slot = inner.get_mut(origin)?;
+        if let Some(shared) = &slot.shared {
+            if !shared.is_closed() {
+                return Some(Sender::Http2(shared.clone()));
+            }
+            slot.shared = None;
+        }
+        while let Some((since, sender)) = slot.idle.pop() {
+            if since.elapsed() < IDLE && sender.is_ready() {
+                return Some(Sender::Http1(sender));
+            }
+        }
+        None
+    }
+
+    fn share(&self, origin: &Origin, sender: &http2::SendRequest<Body>) {
+        self.inner().entry(origin.clone()).or_default().shared = Some(sender.clone());
+    }
+
+    fn keep(&self, origin: Origin, sender: http1::SendRequest<Body>) {
+        let mut inner = self.inner();
+        let slot = inner.entry(origin).or_default();
+        if slot.idle.len() < IDLE_PER_ORIGIN {
+            slot.idle.push((Instant::now(), sender));
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, HashMap<Origin, Slot>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    /// The answer has ended as it should: the connection can be used again, once it says so.
+    pub fn give_back(self, session: &Arc<Session>) {
+        if let Self::Http1(origin, mut sender) = self {
+            let session = session.clone();
+            tokio::spawn(async move {
+                let ready = tokio::time::timeout(Duration::from_secs(5), sender.ready()).await;
+                if matches!(ready, Ok(Ok(()))) && !session.ended.is_cancelled() {
+                    session.pool.keep(origin, sender);
+                }
+            });
+        }
+    }
+}
+
+/// Sends a request whose target is path and query only, by a connection of the pool or a new one.
+///
+/// # Errors
+/// What went wrong on the way to the destination.
+pub async fn send(
+    gateway: &Gateway,
+    session: &Session,
+    origin: &Origin,
+    opened: &[IpNet],
+    mut request: Request<Body>,
+) -> Result<(Response<Incoming>, Lease), Deny> {
+    let target = request.uri().path_and_query().cloned();
+    if let Some(pooled) = session.pool.take(origin) {
+        address(&mut request, origin, target.clone(), &pooled)?;
+        match pooled.send(origin, request).await {
+            Ok(answer) => return Ok(answer),
+            // It had been closed, and nothing of the request was sent.
+            Err(Unsent::Not(returned)) => request = *returned,
+            Err(Unsent::Failed) => return Err(Deny::UpstreamUnreachable),
+        }
+    }
+    let sender = connect(gateway, session, origin, opened).await?;
+    address(&mut request, origin, target, &sender)?;
+    match sender.send(origin, request).await {
+        Ok(answer) => Ok(answer),
+        Err(_) => Err(Deny::UpstreamUnreachable),
+    }
+}
+
+/// Sends a request that may turn the connection into a WebSocket, by a connection of its own.
+///
+/// # Errors
+/// As [`send`].
+pub async fn send_upgrade(
+    gateway: &Gateway,
+    origin: &Origin,
+    opened: &[IpNet],
+    mut request: Request<Body>,
+) -> Result<Response<Incoming>, Deny> {
+    let timeout = gateway.limits.connect_timeout();
+    let connect = async {
+        let stream = reach_host(&*gateway.network, &origin.host, origin.port, opened, timeout).await?;
+        if origin.tls {
+            let stream = gateway.trust.connect(stream, &origin.host, true).await?;
+            begin_http1(stream).await
+        } else {
+            begin_http1(stream).await
+        }
+    };
+    let sender = tokio::time::timeout(timeout, connect)
+        .await
+        .unwrap_or(Err(Deny::UpstreamTimeout))?;
+    let target = request.uri().path_and_query().cloned();
+    let mut sender = Sender::Http1(sender);
+    address(&mut request, origin, target, &sender)?;
+    match &mut sender {
+        Sender::Http1(sender) => sender
+            .send_request(request)
+            .await
+            .map_err(|_| Deny::UpstreamUnreachable),
+        Sender::Http2(_) => Err(Deny::UpstreamUnreachable),
+    }
+}
+
+async fn connect(
+    gateway: &Gateway,
+    session: &Session,
+    origin: &Origin,
+    opened: &[IpNet],
+) -> Result<Sender, Deny> {
+    let timeout = gateway.limits.connect_timeout();
+    let connect = async {
+        let stream = reach_host(&*gateway.network, &origin.host, origin.port, opened, timeout).await?;
+        if !origin.tls {
+            return begin_http1(stream).await.map(Sender::Http1);
+        }
+        let stream = gateway.trust.connect(stream, &origin.host, false).await?;
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            let sender = begin_http2(stream).await?;
+            if !session.ended.is_cancelled() {
+                session.pool.share(origin, &sender);
+            }
+            Ok(Sender::Http2(sender))
+        } else {
+            begin_http1(stream).await.map(Sender::Http1)
+        }
+    };
+    tokio::time::timeout(timeout, connect)
+        .await
+        .unwrap_or(Err(Deny::UpstreamTimeout))
+}
+
+async fn begin_http1<S>(stream: S) -> Result<http1::SendRequest<Body>, Deny>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| Deny::UpstreamUnreachable)?;
+    // It ends when nobody sends or reads by it any more.
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+async fn begin_http2<S>(stream: S) -> Result<http2::SendRequest<Body>, Deny>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| Deny::UpstreamUnreachable)?;
+    // It ends when nobody sends or reads by it any more.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+enum Unsent {
+    Not(Box<Request<Body>>),
+    Failed,
+}
+
+impl Sender {
+    async fn send(
+        self,
+        origin: &Origin,
+        request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Lease), Unsent> {
+        match self {
+            Self::Http1(mut sender) => match sender.try_send_request(request).await {
+                Ok(response) => Ok((response, Lease::Http1(origin.clone(), sender))),
+                Err(mut error) => Err(unsent(error.take_message())),
+            },
+            Self::Http2(mut sender) => match sender.try_send_request(request).await {
+                Ok(response) => Ok((response, Lease::Http2)),
+                Err(mut error) => Err(unsent(error.take_message())),
+            },
+        }
+    }
+}
+
+fn unsent(request: Option<Request<Body>>) -> Unsent {
+    request.map_or(Unsent::Failed, |request| Unsent::Not(Box::new(request)))
+}
+
+/// Writes the target in the form of the connection's version.
+fn address(
+    request: &mut Request<Body>,
+    origin: &Origin,
+    target: Option<PathAndQuery>,
+    sender: &Sender,
+) -> Result<(), Deny> {
+    let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let authority = origin.authority();
+    match sender {
+        Sender::Http1(_) => {
+            *request.version_mut() = Version::HTTP_11;
+            *request.uri_mut() = Uri::from(target);
+            let host = HeaderValue::from_str(&authority).map_err(|_| Deny::NameMalformed)?;
+            request.headers_mut().insert(header::HOST, host);
+        }
+        Sender::Http2(_) => {
+            let mut parts = http::uri::Parts::default();
+            parts.scheme = Some(if origin.tls { Scheme::HTTPS } else { Scheme::HTTP });
+            parts.authority = Some(Authority::try_from(authority).map_err(|_| Deny::NameMalformed)?);
+            parts.path_and_query = Some(target);
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Deny::PathMalformed)?;
+            request.headers_mut().remove(header::HOST);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! What the egress gateway says of a run, and what follows from it.
+
+use std::net::IpAddr;
+
+use agentsandbox_api::condition::types;
+use agentsandbox_api::gateway::GatewayAccess;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::sandbox::{AgentSandboxStatus, EgressStatus};
+use k8s_openapi::jiff::SignedDuration;
+
+use crate::conditions;
+use crate::policy::valid::ValidPolicy;
+use crate::sandbox::pod_view::PodView;
+use crate::sandbox::world::World;
+
+/// How long after the verdict the egress gateway's final figures are still added to the usage.
+const SETTLEMENT: SignedDuration = SignedDuration::from_secs(10);
+
+/// The way to the gateway at this address, for a run under this policy.
+pub(super) fn access(address: IpAddr, policy: &ValidPolicy) -> GatewayAccess {
+    let egress = policy.egress.as_ref();
+    GatewayAccess {
+        address: address.to_string(),
+        models: egress.map(|egress| egress.models.clone()).unwrap_or_default(),
+    }
+}
+
+/// Adds the egress gateway's figures to the usage, once they are final. They come after the pod's end, so most often
+/// after the verdict; those that come late are left where the gateway wrote them.
+pub(super) fn fold(world: &World<'_>, status: &mut AgentSandboxStatus) {
+    let in_time = conditions::find(&status.conditions, types::FINISHED)
+        .is_some_and(|finished| world.now <= finished.last_transition_time.0 + SETTLEMENT);
+    let own = status
+        .egress
+        .as_ref()
+        .filter(|egress| egress.settled && egress.pod_uid.is_some() && egress.pod_uid == status.pod_uid);
+    if let Some(egress) = own.filter(|_| in_time) {
+        let usage = status.usage.get_or_insert_default();
+        if usage.model_requests.is_none() {
+            usage.model_requests = Some(egress.used.model_requests);
+            usage.input_tokens = Some(egress.input_tokens);
+            usage.output_tokens = Some(egress.output_tokens);
+            usage.egress_allowed = Some(egress.allowed);
+            usage.egress_denied = Some(egress.denied);
+        }
+    }
+}
+
+/// What the egress gateway says of this pod's run.
+fn egress_of<'a>(world: &World<'a>, pod: &PodView) -> Option<&'a EgressStatus> {
+    let egress = world.sandbox.status.as_ref()?.egress.as_ref()?;
+    (egress.pod_uid.as_deref() == Some(pod.uid.as_str())).then_some(egress)
+}
+
+/// The budget that this pod's run has used up, if the egress gateway says so. It may name no other reason.
+pub(super) fn exhausted(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
+    let reason = egress_of(world, pod)?.exhausted?;
+    let field = match reason {
+        Reason::TokenBudgetExceeded => "limits.tokens",
+        Reason::ModelRequestBudgetExceeded => "limits.modelRequests",
+        Reason::StepBudgetExceeded => "limits.steps",
+        Reason::EgressByteBudgetExceeded => "limits.egressBytes",
+        _ => return None,
+    };
+    Some((
+        reason,
+        format!("the run has used up {field}; status.egress has the figures"),
+    ))
+}
