@@ -395,17 +395,23 @@ mod tests {
         assert_eq!(keys.verify(&token, "gateway", 1_500), Err(TokenError::UnknownKey));
     }
 
-    /// A token of RFC 7515, appendix A.2: RS256 over claims that are not ours. The signature verifies; the claims do not.
+    /// Signed once by OpenSSL, with a key that was thrown away.
     #[test]
     fn rs256_signatures_are_verified() {
+        let key = json!({"kty": "RSA", "kid": "rsa", "e": "AQAB", "n": "4dN9du2W3Am9QL-QUE-xDJEb3UwMBQxRe7DtGecMcS_rZaCd_IFUBpKmizPuRQ3zmtUoAw_yNSzXvO4h8WOeYc_bpc1MD9pjRxZfvQDnY8pTRzv43I85ItdDWYjW1Q7w-4of2y1WeKo4QH77LHJtztyrh_J7DNs0Knn-TahoQVB-Klfd31J--4_hTXcH2-nbWu-U6wVSe4OLlU4Ypp6q3_U9nK1hicVD6o57p4oTs9JNJCLpXSKzpn4JmqCU804lS8PUmsy7yy6zccqe4MV13hERgmOGaKPiITjNJXGrUHPuAyi3m3ozwpY4KxzhkEj1iYl5a3h2IhGSBzFaDm32Jw"});
+        let token = "eyJhbGciOiAiUlMyNTYiLCAia2lkIjogInJzYSJ9.eyJpc3MiOiAiaHR0cHM6Ly9pc3N1ZXIuZXhhbXBsZSIsICJhdWQiOiBbImdhdGV3YXkiXSwgImV4cCI6IDIwMDAsICJuYmYiOiAxMDAwLCAia3ViZXJuZXRlcy5pbyI6IHsibmFtZXNwYWNlIjogImFnZW50cyIsICJwb2QiOiB7Im5hbWUiOiAicCIsICJ1aWQiOiAidS0xIn19fQ.SqMM9IAaoivkqvc_VhRfZve0JqPGj4WcEtX9ZTpDtYvtfRbgrOHpvTBo4N_UDlRSJDaxIB1Yu02CGh0Q5DS08sgcTfFxo_DCURXGzcq89Sjx5-z4OEIYHHmaaObYmu-xMCbQUql6ziNQyEytDTihLY1BkegQeCgJqtXRwzlvGCAgLudhpjB1CBFdtIfpSfB4NTyf9ZhWaPGqArpnqlXVZpPhVXSEwTzVSbuBYhfKU26dyQy7XkepYJ_ixDLDEHHsD3hEf9CP0O8-bYCgydUIwVZ8WsVhsi9R3oMHG1U8Qn6u-yDCUo-wMEqcXmrPHrGA3sYzuNFGqDAJFQP3ZFSVAA";
         let keys = Keys::default();
         keys.set(
-            "joe".into(),
-            serde_json::from_value(json!({"keys": [{"kty": "RSA", "n": "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ", "e": "AQAB"}]})).unwrap(),
+            ISSUER.into(),
+            serde_json::from_value(json!({ "keys": [key] })).unwrap(),
         );
-        let token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkywlVmtVrBp0igcN_IoypGlUPQGeTkk5w";
-        assert_eq!(keys.verify(token, "gateway", 0), Err(TokenError::Malformed));
-        let broken = token.replace("cC4hiU", "cC4hiV");
-        assert_eq!(keys.verify(&broken, "gateway", 0), Err(TokenError::Signature));
+        assert_eq!(keys.verify(token, "gateway", 1_500).unwrap().pod_uid, "u-1");
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let (header, _) = signed.split_once('.').unwrap();
+        let forged = format!(
+            "{header}.{}.{signature}",
+            URL_SAFE_NO_PAD.encode(claims().to_string())
+        );
+        assert_eq!(keys.verify(&forged, "gateway", 1_500), Err(TokenError::Signature));
     }
 }

@@ -1,0 +1,18 @@
+//! The gateway from end to end, on loopback: sandboxes at addresses of their own, a world with an authority of its own,
+//! status in memory.
+
+#![allow(missing_docs, clippy::missing_panics_doc)]
+
+mod budgets;
+mod credentials;
+mod dns;
+mod harness;
+mod identity;
+mod inspect;
+mod models;
+mod policy;
+mod shares;
+mod sink;
+mod smuggling;
+mod tunnels;
+mod world;
