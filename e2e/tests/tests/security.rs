@@ -207,9 +207,10 @@ async fn rights_are_as_small_as_the_manifests_say() {
         ("create", "pods --subresource=exec", operator, false),
         ("update", "agentsandboxes.agentsandbox.dev", operator, false),
         ("patch", "agentsandboxes.agentsandbox.dev", operator, false),
+        ("bind", "clusterroles.rbac.authorization.k8s.io", operator, false),
         (
-            "create",
-            "rolebindings.rbac.authorization.k8s.io",
+            "escalate",
+            "clusterroles.rbac.authorization.k8s.io",
             operator,
             false,
         ),
@@ -235,6 +236,20 @@ async fn rights_are_as_small_as_the_manifests_say() {
             allowed,
             "{who} {verb} {what}"
         );
+    }
+    // Rule 6: of what it may create, only what its own objects look like.
+    for what in [
+        "rolebinding own-rights --clusterrole=agentsandbox-gateway --serviceaccount=default:default",
+        "deployment other --image=agent-sandbox.local/agent:1",
+        "service clusterip other --tcp=80",
+    ] {
+        let creation: Vec<&str> = ["create"]
+            .into_iter()
+            .chain(what.split(' '))
+            .chain([operator])
+            .collect();
+        let refused = harness.kubectl(&creation).expect_err(what).to_string();
+        assert!(refused.contains("ValidatingAdmissionPolicy"), "{what}: {refused}");
     }
     harness.finish().await.unwrap();
 }
