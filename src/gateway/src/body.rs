@@ -58,11 +58,14 @@ pub struct Carried<B> {
     trailers: bool,
     at_end: Option<AtEnd>,
     ended: bool,
+    /// The body itself has said all that it will.
+    at_its_end: bool,
 }
 
-impl<B> Carried<B> {
+impl<B: HttpBody> Carried<B> {
     /// A body that is a part of `exchange`, and may rest for `patience`.
     pub fn new(inner: B, exchange: Arc<Exchange>, direction: Direction, patience: Duration) -> Self {
+        let at_its_end = inner.is_end_stream();
         Self {
             inner: Some(inner),
             cancelled: Box::pin(exchange.cancel().clone().cancelled_owned()),
@@ -78,9 +81,12 @@ impl<B> Carried<B> {
             trailers: direction == Direction::Received,
             at_end: None,
             ended: false,
+            at_its_end,
         }
     }
+}
 
+impl<B> Carried<B> {
     /// With at most so many bytes.
     #[must_use]
     pub fn bounded(mut self, most: Option<u64>) -> Self {
@@ -101,6 +107,12 @@ impl<B> Carried<B> {
     pub fn at_end(mut self, call: impl FnOnce(bool) + Send + 'static) -> Self {
         self.at_end = Some(Box::new(call));
         self
+    }
+
+    /// Whether everything has come, though nobody asked whether more would.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.at_its_end && self.claim.is_none()
     }
 
     /// The body itself, if it has not ended, and what was to be called at its end.
@@ -153,9 +165,10 @@ where
         let Some(inner) = &mut self.inner else {
             return Poll::Ready(None);
         };
-        match Pin::new(inner).poll_frame(cx) {
+        match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.stall = None;
+                self.at_its_end = inner.is_end_stream();
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             Poll::Pending => {
@@ -275,6 +288,8 @@ where
 
 impl<B> Drop for Carried<B> {
     fn drop(&mut self) {
-        self.end(false);
+        // Whoever reads a body of known length does not ask for more behind its last byte.
+        let complete = self.is_complete();
+        self.end(complete);
     }
 }

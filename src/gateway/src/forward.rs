@@ -169,6 +169,10 @@ pub async fn answered<T>(
 /// [`Deny::EncodingNotAllowed`] if the secret could not be found in the body.
 pub fn clean_answer(headers: &mut HeaderMap, secret: Option<&[u8]>) -> Result<u64, Deny> {
     let is_encoded = headers::is_encoded(headers);
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // It says how the body was framed; a length beside it does not (RFC 9112, section 6.3).
+        headers.remove(header::CONTENT_LENGTH);
+    }
     headers::clean_response(headers, secret.is_some());
     let Some(secret) = secret else { return Ok(0) };
     if is_encoded {

@@ -506,6 +506,10 @@ impl Drop for Metered {
         let Some(running) = self.running.take() else {
             return;
         };
+        if self.inner.is_complete() {
+            running.end(true);
+            return;
+        }
         match self.inner.take() {
             Some((rest, at_end)) => {
                 let drain = self.drain;
