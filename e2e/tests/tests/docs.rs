@@ -1,0 +1,62 @@
+//! What the docs show is taken as it stands.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::io::Write;
+use std::process::Stdio;
+
+use agentsandbox_api::condition::types;
+use agentsandbox_api::policy::SandboxPolicy;
+use e2e::Harness;
+use e2e::harness::repository;
+use kube::api::ListParams;
+
+/// The blocks of one language in a page.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    page.split(fence.as_str())
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect()
+}
+
+#[tokio::test]
+async fn every_policy_of_the_egress_page_gets_a_gateway() {
+    let harness = Harness::start("docs").await.unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/egress.md")).unwrap();
+    let manifests = blocks(&page, "yaml");
+    for manifest in &manifests {
+        let mut command = harness.cluster.kubectl();
+        let mut kubectl = command
+            .args(["-n", &harness.namespace, "apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        kubectl
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(manifest.as_bytes())
+            .unwrap();
+        assert!(kubectl.wait().unwrap().success(), "{manifest}");
+    }
+    let policies = harness
+        .api::<SandboxPolicy>()
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items;
+    assert_eq!(policies.len(), manifests.len());
+    for policy in policies {
+        let name = policy.metadata.name.unwrap();
+        harness
+            .policy_when(&name, |policy| {
+                let conditions = policy.status.iter().flat_map(|status| &status.conditions);
+                let is_true =
+                    |type_: &str| conditions.clone().any(|c| c.type_ == type_ && c.status == "True");
+                is_true(types::GATEWAY_READY) && is_true(types::READY)
+            })
+            .await
+            .unwrap();
+    }
+    harness.finish().await.unwrap();
+}
