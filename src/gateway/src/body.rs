@@ -40,6 +40,7 @@ pub fn empty() -> Body {
 }
 
 /// A body that goes through.
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
 pub struct Carried<B> {
     inner: Option<B>,
     exchange: Arc<Exchange>,
@@ -58,6 +59,8 @@ pub struct Carried<B> {
     trailers: bool,
     at_end: Option<AtEnd>,
     ended: bool,
+    /// It was ended here, and could go on.
+    is_cut: bool,
     /// The body itself has said all that it will.
     at_its_end: bool,
 }
@@ -81,6 +84,7 @@ impl<B: HttpBody> Carried<B> {
             trailers: direction == Direction::Received,
             at_end: None,
             ended: false,
+            is_cut: false,
             at_its_end,
         }
     }
@@ -115,9 +119,9 @@ impl<B> Carried<B> {
         self.at_its_end && self.claim.is_none()
     }
 
-    /// The body itself, if it has not ended, and what was to be called at its end.
+    /// The body itself, if it could go on, and what was to be called at its end.
     pub fn take(&mut self) -> Option<(B, Option<AtEnd>)> {
-        if self.ended {
+        if self.ended && !self.is_cut {
             return None;
         }
         self.ended = true;
@@ -139,6 +143,7 @@ impl<B> Carried<B> {
 
     fn fail<T>(&mut self, deny: Deny) -> Poll<Option<Result<T, BoxError>>> {
         self.exchange.fail(deny);
+        self.is_cut = true;
         self.end(false);
         Poll::Ready(Some(Err(Box::new(deny))))
     }

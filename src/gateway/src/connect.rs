@@ -173,7 +173,8 @@ async fn go_on(inside: Arc<Inside>, upgrade: OnUpgrade, exchange: Arc<Exchange>,
         Next::Inspect(host, port) => {
             if let Some((client, hello)) = opening(&inside, &exchange, client, &host).await {
                 let client = Prefixed::new(hello, client);
-                inspect::serve(inside, exchange, client, host, port, true).await;
+                // Boxed, like the next: a tunnel that only passes bytes on needs no room for it.
+                Box::pin(inspect::serve(inside, exchange, client, host, port, true)).await;
             }
         }
         Next::Plain(host, port) => {
@@ -182,7 +183,8 @@ async fn go_on(inside: Arc<Inside>, upgrade: OnUpgrade, exchange: Arc<Exchange>,
                 host,
                 port,
             };
-            steered::serve_http(inside, exchange, ClientIo::Plain(client), false, entry, true).await;
+            let client = ClientIo::Plain(client);
+            Box::pin(steered::serve_http(inside, exchange, client, false, entry, true)).await;
         }
     }
 }

@@ -23,8 +23,11 @@ const MAX_FILES: usize = 256;
 /// The mounted Secrets.
 pub struct Credentials {
     folder: PathBuf,
-    files: Mutex<HashMap<PathBuf, (Instant, Arc<[u8]>)>>,
+    files: Mutex<HashMap<PathBuf, Content>>,
 }
+
+/// What was read, and when.
+type Content = (Instant, Arc<[u8]>);
 
 /// A credential, ready to be added to one request.
 #[derive(Clone)]

@@ -332,7 +332,7 @@ mod tests {
 
     const PATIENCE: Patience = Patience {
         head: Duration::from_secs(10),
-        body: Duration::from_secs(60),
+        body: Duration::from_mins(1),
     };
 
     fn guarded() -> (Guarded<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
@@ -411,7 +411,7 @@ mod tests {
         let (mut guarded, mut far) = self::guarded();
         far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let _ = guarded.read(&mut out).await.unwrap();
-        let idle = tokio::time::timeout(Duration::from_secs(3_600), guarded.read(&mut out)).await;
+        let idle = tokio::time::timeout(Duration::from_hours(1), guarded.read(&mut out)).await;
         assert!(idle.is_err(), "still waiting");
     }
 }

@@ -62,13 +62,10 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(_) => {
-                // Out of descriptors, most likely: they come back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: they come back.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
         };
         let (metrics, readiness) = (metrics.clone(), readiness.clone());
         tokio::spawn(async move {

@@ -132,7 +132,7 @@ async fn handle(
         if !is_proxy {
             return Err(Deny::MethodNotAllowed.into());
         }
-        return connect::connect(inside, request, event)
+        return Box::pin(connect::connect(inside, request, event))
             .await
             .map_err(Refusal::from);
     }
@@ -161,7 +161,7 @@ async fn handle(
     }
     match permit {
         Permit::Rule { index, .. } => forward::by_rule(inside, policy.clone(), index, asked, event).await,
-        Permit::Model(_) => models::ask(inside, policy.clone(), asked, event).await,
+        Permit::Model(_) => Box::pin(models::ask(inside, policy.clone(), asked, event)).await,
     }
 }
 

@@ -375,10 +375,10 @@ mod tests {
             Err(TokenError::UnknownKey)
         );
         let good = signer.sign(&json!({"alg": "ES256", "kid": "test"}), &claims());
-        let (signed, _) = good.rsplit_once('.').unwrap();
+        let (unsigned, _) = good.rsplit_once('.').unwrap();
         for token in [
-            format!("{signed}."),
-            signed.to_owned(),
+            format!("{unsigned}."),
+            unsigned.to_owned(),
             String::new(),
             "a.b.c".into(),
             ".".repeat(9_000),

@@ -12,7 +12,7 @@ use crate::jwks::Jwks;
 use crate::state::Gateway;
 
 /// Keys are fetched anew so often. A rotated key is also asked for when it is met.
-const REFRESH: Duration = Duration::from_secs(300);
+const REFRESH: Duration = Duration::from_mins(5);
 /// Not more often than this.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How long one request may take.

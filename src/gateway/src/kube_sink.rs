@@ -128,6 +128,7 @@ where
     Ok(stored.resource_version().unwrap_or_default())
 }
 
+#[allow(clippy::needless_pass_by_value)] // for map_err
 fn failed(error: kube::Error) -> SinkError {
     match &error {
         kube::Error::Api(status) if status.is_conflict() => SinkError::Conflict,

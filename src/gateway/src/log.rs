@@ -129,15 +129,8 @@ mod tests {
         }
         drop(log);
         writer.join().unwrap();
-        assert_eq!(
-            output
-                .lock()
-                .unwrap()
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count(),
-            700
-        );
+        let text = String::from_utf8(output.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 700);
     }
 
     struct Stuck(std_mpsc::Receiver<()>);

@@ -271,15 +271,15 @@ impl Round {
             gateway.limits.model_response_timeout(),
             gateway.limits.model_drain(),
         );
-        let answered = waited(&exchange, patience, drain, answer).await;
-        let (response, lease) = match answered {
+        let outcome = waited(&exchange, patience, drain, answer).await;
+        let (response, connection) = match outcome {
             Ok(answered) => answered,
             Err(deny) => {
                 exchange.fail(deny);
                 match deny {
                     // Nothing was sent, or nobody was there.
                     Deny::UpstreamUntrusted | Deny::AddressForbidden | Deny::NameMalformed => {
-                        bill.settle(Charge::default())
+                        bill.settle(Charge::default());
                     }
                     _ => drop(bill),
                 }
@@ -296,7 +296,8 @@ impl Round {
             *response.status_mut() = status;
             return Ok(response);
         }
-        self.back(prepared, response, lease, secret, exchange, bill).await
+        self.back(prepared, response, connection, secret, exchange, bill)
+            .await
     }
 
     async fn back(
@@ -469,9 +470,7 @@ impl HttpBody for Metered {
                     Err(frame) => return Poll::Ready(Some(Ok(frame))),
                 },
                 Some(Err(error)) => {
-                    if let Some(running) = this.running.take() {
-                        running.end(false);
-                    }
+                    this.give_up();
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {
@@ -501,8 +500,9 @@ impl HttpBody for Metered {
     }
 }
 
-impl Drop for Metered {
-    fn drop(&mut self) {
+impl Metered {
+    /// Nobody reads it any more: what it cost is still to be learned, if it goes on.
+    fn give_up(&mut self) {
         let Some(running) = self.running.take() else {
             return;
         };
@@ -512,11 +512,16 @@ impl Drop for Metered {
         }
         match self.inner.take() {
             Some((rest, at_end)) => {
-                let drain = self.drain;
-                tokio::spawn(drained(rest, at_end, running, drain));
+                tokio::spawn(drained(rest, at_end, running, self.drain));
             }
             None => running.end(false),
         }
+    }
+}
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 

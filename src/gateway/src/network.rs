@@ -126,7 +126,7 @@ impl ClusterNetwork {
         options.cache_size = 1_024;
         options.preserve_intermediates = false;
         // A name's addresses are asked for anew within a minute, whatever its servers say.
-        options.positive_max_ttl = Some(Duration::from_secs(60));
+        options.positive_max_ttl = Some(Duration::from_mins(1));
         options.negative_max_ttl = Some(Duration::from_secs(5));
         Ok(Self {
             resolver: builder.build()?,

@@ -41,9 +41,8 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
 
 async fn converse(gateway: &Arc<Gateway>, mut stream: TcpStream, peer: IpAddr) {
     let patience = gateway.limits.head_timeout();
-    let line = match tokio::time::timeout(patience, read_line(&mut stream)).await {
-        Ok(Some(line)) => line,
-        Ok(None) | Err(_) => return,
+    let Ok(Some(line)) = tokio::time::timeout(patience, read_line(&mut stream)).await else {
+        return;
     };
     let mut changed = gateway.changed.subscribe();
     let run = match register(gateway, peer, &line).await {

@@ -214,7 +214,7 @@ async fn carry(
                 if still >= idle {
                     return Err(Stop::Deny(Deny::UpstreamTimeout));
                 }
-                timer.as_mut().reset(tokio::time::Instant::now() + (idle - still));
+                timer.as_mut().reset(tokio::time::Instant::now() + idle.saturating_sub(still));
                 continue;
             }
         };
@@ -325,7 +325,7 @@ async fn one_way(
 
 /// Sends what was read before it was known where it goes; says whether it went.
 pub async fn send_first(exchange: &Exchange, upstream: &TcpStream, first: &[u8], patience: Duration) -> bool {
-    let send = async {
+    let all = async {
         exchange.spend(Direction::Sent, first.len() as u64).await?;
         let mut written = 0;
         while written < first.len() {
@@ -334,11 +334,11 @@ pub async fn send_first(exchange: &Exchange, upstream: &TcpStream, first: &[u8],
         }
         Ok(())
     };
-    let sent = tokio::select! {
-        sent = tokio::time::timeout(patience, send) => sent.unwrap_or(Err(Stop::Deny(Deny::UpstreamTimeout))),
+    let outcome = tokio::select! {
+        gone = tokio::time::timeout(patience, all) => gone.unwrap_or(Err(Stop::Deny(Deny::UpstreamTimeout))),
         () = exchange.cancel().cancelled() => Err(Stop::Deny(Deny::HostNotAllowed)),
     };
-    match sent {
+    match outcome {
         Ok(()) => true,
         Err(stop) => {
             if let Stop::Deny(deny) = stop {

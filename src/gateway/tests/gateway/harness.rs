@@ -161,7 +161,6 @@ struct Cli {
 
 /// A registered sandbox.
 pub struct Sandbox {
-    pub name: String,
     pub address: IpAddr,
     pub pod_uid: String,
     pub token: String,
@@ -253,7 +252,6 @@ impl Harness {
         let (answer, recorder) = self.register(name, last, &token).await;
         assert!(answer.bound, "{answer:?}");
         Sandbox {
-            name: name.to_owned(),
             address: local(last),
             pod_uid: format!("uid-{name}"),
             token,
@@ -415,10 +413,15 @@ pub fn proxy_auth(token: &str) -> String {
 }
 
 pub fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 pub fn local(last: u8) -> IpAddr {

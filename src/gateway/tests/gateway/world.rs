@@ -1,6 +1,7 @@
 //! Servers of the world outside, on loopback: TLS by an authority of the tests, HTTP/1.1 and HTTP/2, raw bytes.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -160,14 +161,14 @@ pub async fn echo(request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let mut text = format!("{:?} {} {}\n", parts.version, parts.method, parts.uri);
     for (name, value) in &parts.headers {
-        text.push_str(&format!("{name}: {}\n", value.to_str().unwrap_or("?")));
+        let _ = writeln!(text, "{name}: {}", value.to_str().unwrap_or("?"));
     }
     let body = body
         .collect()
         .await
-        .map(|body| body.to_bytes())
+        .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
-    text.push_str(&format!("body {}\n", body.len()));
+    let _ = writeln!(text, "body {}", body.len());
     answer(text)
 }
 
