@@ -162,21 +162,25 @@ impl Quota {
                     continue;
                 }
             };
-            let (status, claimed, given) = match self.plan(seen.status.as_ref(), need, all)? {
+            let (status, claimed, given, start) = match self.plan(seen.status.as_ref(), need, all)? {
                 Plan::Done(written) => return Ok(written),
                 Plan::Write {
                     status,
                     claimed,
                     given,
-                } => (status, claimed, given),
+                    start,
+                } => (status, claimed, given, start),
             };
             let total = counters(&status);
             match self.sink.store_policy(&self.policy, &status, &seen.version).await {
                 Ok(_) => {
                     self.metrics.status_write("SandboxPolicy", "ok");
                     let mut inner = self.inner();
-                    inner.ledger.claimed(claimed, total);
-                    inner.ledger.returned(given, total);
+                    // What was claimed of a window that has passed meanwhile is nothing in the next.
+                    if inner.start == start {
+                        inner.ledger.claimed(claimed, total);
+                        inner.ledger.returned(given, total);
+                    }
                     let granted = need.map(|need| inner.ledger.reserve(need));
                     drop(inner);
                     self.settled.notify_waiters();
@@ -192,18 +196,21 @@ impl Quota {
                 Err(SinkError::Gone) => return Err(Deny::NotReady),
                 Err(SinkError::Conflict) => {
                     self.metrics.status_write("SandboxPolicy", "conflict");
-                    self.keep(given);
+                    self.keep(given, start);
                 }
                 Err(error @ SinkError::Refused(_)) => {
                     self.metrics.status_write("SandboxPolicy", "error");
                     tracing::warn!(policy = self.policy, %error, "status can't be written");
-                    self.keep(given);
+                    self.keep(given, start);
                 }
                 Err(error @ SinkError::Unknown(_)) => {
                     // What was claimed is lost if it was written, and what was given back if it was not.
                     self.metrics.status_write("SandboxPolicy", "error");
                     tracing::warn!(policy = self.policy, %error, "status may not have been written");
-                    self.inner().ledger.returned(given, total);
+                    let mut inner = self.inner();
+                    if inner.start == start {
+                        inner.ledger.returned(given, total);
+                    }
                 }
             }
         }
@@ -266,12 +273,15 @@ impl Quota {
             },
             claimed,
             given,
+            start: window.start,
         })
     }
 
-    fn keep(&self, given: Counters) {
+    fn keep(&self, given: Counters, start: Option<i64>) {
         let mut inner = self.inner();
-        inner.giving = inner.giving.plus(given);
+        if inner.start == start {
+            inner.giving = inner.giving.plus(given);
+        }
     }
 
     fn share(self: &Arc<Self>, reservation: Reservation) -> Share {
@@ -304,6 +314,8 @@ enum Plan {
         status: PolicyEgressStatus,
         claimed: Counters,
         given: Counters,
+        /// Begin of the window that this is of.
+        start: Option<i64>,
     },
 }
 
