@@ -53,7 +53,7 @@ pub async fn guests<F>(
 {
     while let Some((stream, peer)) = accept(&listener, &gateway.stopping).await {
         let Ok(session) = gateway.session(peer) else {
-            gateway.metrics.stranger(way);
+            gateway.stranger(way, peer);
             continue;
         };
         let place = session.admit_request().and_then(|()| gateway.place(&session));

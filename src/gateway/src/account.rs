@@ -12,7 +12,7 @@ use agentsandbox_api::sandbox::{EgressCounters, EgressDenial, EgressStatus};
 use agentsandbox_egress::budget::{Counters, Ledger, Limits, Reservation, Reserve};
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::models::Charge;
-use agentsandbox_egress::record::Chain;
+use agentsandbox_egress::record::{Chain, plain};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
@@ -163,14 +163,10 @@ impl Account {
     }
 
     /// Something was refused.
-    pub fn denied(&self, destination: String, deny: Deny, at: Timestamp) {
+    pub fn denied(&self, destination: &str, deny: Deny, at: Timestamp) {
         let mut inner = self.inner();
         inner.figures.denied += 1;
-        let mut destination = destination;
-        if destination.len() > DESTINATION_MAX {
-            destination = agentsandbox_egress::record::plain(&destination, DESTINATION_MAX).into_owned();
-        }
-        let key = (destination, deny);
+        let key = (plain(destination, DESTINATION_MAX).into_owned(), deny);
         if inner.denials.len() < MAX_DENIALS || inner.denials.contains_key(&key) {
             let denial = inner.denials.entry(key).or_insert(Denial { count: 0, last: at });
             denial.count += 1;

@@ -210,7 +210,7 @@ where
                 return Poll::Ready(None);
             }
             if this.cancelled.as_mut().poll(cx).is_ready() {
-                return this.fail(Deny::HostNotAllowed);
+                return this.fail(this.exchange.closed_by());
             }
             if let Some((claim, _)) = &mut this.claim {
                 let claimed = ready!(claim.as_mut().poll(cx));

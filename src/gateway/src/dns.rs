@@ -77,7 +77,7 @@ async fn one(gateway: &Gateway, stream: &mut TcpStream, peer: IpAddr) -> bool {
 
 fn answer(gateway: &Gateway, peer: IpAddr, question: &[u8]) -> Option<Vec<u8>> {
     let Ok(session) = gateway.session(peer) else {
-        gateway.metrics.stranger("dns");
+        gateway.stranger("dns", peer);
         return dns::refuse(question, Deny::UnknownSandbox).response;
     };
     decide(gateway, &session, question).response

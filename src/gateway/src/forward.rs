@@ -154,7 +154,7 @@ pub async fn answered<T>(
         tokio::select! {
             // What the request's own body failed for is the reason, not that its connection broke then.
             answer = &mut answer => break answer.map_err(|deny| exchange.failure().unwrap_or(deny)),
-            () = exchange.cancel().cancelled() => break Err(Deny::HostNotAllowed),
+            () = exchange.cancel().cancelled() => break Err(exchange.closed_by()),
             () = tokio::time::sleep(left) => if exchange.still() >= patience {
                 break Err(Deny::UpstreamTimeout);
             },

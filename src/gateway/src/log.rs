@@ -55,12 +55,17 @@ impl Log {
         Ok(())
     }
 
-    /// Appends a record that no run could be named for.
+    /// Appends a record that belongs to no bound run; `run` is what is known of it all the same.
     ///
     /// # Errors
     /// As [`Log::append`].
-    pub fn append_stranger(&self, record: &Record<'_>) -> Result<(), Deny> {
-        self.append(&self.strangers, None, record)
+    pub fn append_stranger(&self, run: Option<&RunIdentity>, record: &Record<'_>) -> Result<(), Deny> {
+        self.append(&self.strangers, run, record)
+    }
+
+    /// Waits until nothing can be written any more.
+    pub async fn broken(&self) {
+        self.lines.closed().await;
     }
 }
 

@@ -28,7 +28,7 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
     let places = Arc::new(Mutex::new(HashMap::new()));
     while let Some((stream, peer)) = accept(&listener, &gateway.stopping).await {
         let Some(place) = Place::take(&places, peer) else {
-            gateway.metrics.stranger("register");
+            gateway.stranger("register", peer);
             continue;
         };
         let gateway = gateway.clone();

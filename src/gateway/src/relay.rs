@@ -208,7 +208,7 @@ async fn carry(
         let is_out = tokio::select! {
             ready = out.ready(&client, &upstream) => { ready?; true }
             ready = back.ready(&upstream, &client) => { ready?; false }
-            () = exchange.cancel().cancelled() => return Err(Stop::Deny(Deny::HostNotAllowed)),
+            () = exchange.cancel().cancelled() => return Err(Stop::Deny(exchange.closed_by())),
             () = timer.as_mut() => {
                 let still = exchange.still();
                 if still >= idle {
@@ -230,7 +230,7 @@ async fn carry(
                 let reserve = exchange.session.account.reserve(least(), most());
                 let held = tokio::select! {
                     held = reserve => held?,
-                    () = exchange.cancel().cancelled() => return Err(Stop::Deny(Deny::HostNotAllowed)),
+                    () = exchange.cancel().cancelled() => return Err(Stop::Deny(exchange.closed_by())),
                 };
                 half.turn(from, to, exchange, Some(held))?;
             }
@@ -279,7 +279,7 @@ pub async fn relay_any<A, B>(
     let ended = tokio::select! {
         ended = both => ended,
         () = watchdog => Err(Stop::Deny(Deny::UpstreamTimeout)),
-        () = exchange.cancel().cancelled() => Err(Stop::Deny(Deny::HostNotAllowed)),
+        () = exchange.cancel().cancelled() => Err(Stop::Deny(exchange.closed_by())),
     };
     if let Err(Stop::Deny(deny)) = ended {
         exchange.fail(deny);
@@ -336,7 +336,7 @@ pub async fn send_first(exchange: &Exchange, upstream: &TcpStream, first: &[u8],
     };
     let outcome = tokio::select! {
         gone = tokio::time::timeout(patience, all) => gone.unwrap_or(Err(Stop::Deny(Deny::UpstreamTimeout))),
-        () = exchange.cancel().cancelled() => Err(Stop::Deny(Deny::HostNotAllowed)),
+        () = exchange.cancel().cancelled() => Err(Stop::Deny(exchange.closed_by())),
     };
     match outcome {
         Ok(()) => true,

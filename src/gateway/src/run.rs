@@ -75,9 +75,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     // From the first moment on: as process 1 of a container, a signal that nobody handles has no effect.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::System)?;
-    let mut client_config = kube::Config::infer().await?;
-    client_config.connect_timeout = Some(Duration::from_secs(10));
-    let client = Client::try_from(client_config)?;
+    let client = client(kube::Config::infer().await?)?;
     let metrics = Metrics::default();
     let readiness = Readiness::new(GATES);
     let (log, writer) = Log::start(config.limits.log_queue, std::io::stdout()).map_err(RunError::System)?;
@@ -124,6 +122,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = gateway.log.broken() => Err(RunError::Ended("the log of decisions")),
         ended = parts.join_next() => Err(RunError::Ended(match ended {
             Some(Ok(name)) => name,
             _ => "a part (its panic stands in the log)",
@@ -140,6 +139,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     )
     .await;
     ended
+}
+
+/// A client of the API server that asks once: a write by version that is made and repeated would look like somebody
+/// else's, and be made a second time.
+pub fn client(mut config: kube::Config) -> Result<Client, kube::Error> {
+    config.connect_timeout = Some(Duration::from_secs(10));
+    config.default_retry = false;
+    Client::try_from(config)
 }
 
 fn gateway(

@@ -111,7 +111,9 @@ impl Event {
         }
     }
 
-    fn record(&self, action: Action, reason: Option<Deny>, end: Option<End>) -> Record<'_> {
+    /// The record of it.
+    #[must_use]
+    pub fn record(&self, action: Action, reason: Option<Deny>, end: Option<End>) -> Record<'_> {
         Record {
             time: Timestamp::now(),
             class: self.class,
@@ -224,7 +226,7 @@ impl Session {
         }
         let now = Timestamp::now();
         self.metrics.decision(event.way(), Some(deny));
-        self.account.denied(event.place(), deny, now);
+        self.account.denied(&event.place(), deny, now);
         let is_flood = matches!(deny, Deny::TooManyConnections | Deny::TooManyRequests);
         if is_flood && !self.rates().floods.take(Instant::now()) {
             return;
@@ -349,6 +351,16 @@ impl Exchange {
     #[must_use]
     pub fn cancel(&self) -> &CancellationToken {
         &self.open.cancel
+    }
+
+    /// Why it must be closed, once it is cancelled: its run has ended, or its policy no longer allows it.
+    #[must_use]
+    pub fn closed_by(&self) -> Deny {
+        if self.session.ended.is_cancelled() {
+            Deny::UnknownSandbox
+        } else {
+            Deny::HostNotAllowed
+        }
     }
 
     /// The answer's status.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentsandbox_api::gateway::Registered;
 use agentsandbox_api::policy::SandboxPolicySpec;
@@ -15,8 +15,9 @@ use agentsandbox_egress::budget;
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::identity::{Outcome, Pod, Registry, Run, Sha};
 use agentsandbox_egress::name::HostPattern;
+use agentsandbox_egress::record::{Action, Class, RunIdentity};
 use agentsandbox_egress::rules::EgressPolicy;
-use agentsandbox_egress::shares::Places;
+use agentsandbox_egress::shares::{Bucket, Places};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,10 +33,12 @@ use crate::log::Log;
 use crate::metrics::{Metrics, Open};
 use crate::network::Network;
 use crate::quota::{Clock, Quota, RELEASE_EVERY};
-use crate::session::Session;
+use crate::session::{Event, Session};
 use crate::sink::{RunKey, SinkError, StatusSink};
 use crate::tls::Trust;
 
+/// So many strangers a second are recorded.
+const STRANGER_RECORDS: u32 = 5;
 /// How long the last write of a run waits for what is still open: the operator waits for it 10 s.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(6);
 /// Attempts of a run's last write, each of several tries, with a pause between them.
@@ -112,6 +115,7 @@ pub struct Gateway {
     quotas: Mutex<HashMap<String, Arc<Quota>>>,
     places: Arc<Mutex<Places<String>>>,
     tasks: TaskTracker,
+    stranger_records: Mutex<Bucket>,
 }
 
 #[derive(Default)]
@@ -208,6 +212,11 @@ impl Gateway {
             quotas: Mutex::default(),
             places: Arc::new(Mutex::new(places)),
             tasks: TaskTracker::new(),
+            stranger_records: Mutex::new(Bucket::new(
+                STRANGER_RECORDS * 4,
+                STRANGER_RECORDS,
+                Instant::now(),
+            )),
         })
     }
 
@@ -300,6 +309,29 @@ impl Gateway {
             Ok(session.clone())
         } else {
             Err(Deny::UnknownSandbox)
+        }
+    }
+
+    /// Somebody came from an address that belongs to no run. All are counted, a few a second are recorded.
+    pub fn stranger(&self, way: &'static str, peer: IpAddr) {
+        self.metrics.stranger(way);
+        if !lock(&self.stranger_records).take(Instant::now()) {
+            return;
+        }
+        let run = self.directory().registry.pod_at(peer).map(|pod| RunIdentity {
+            namespace: pod.namespace.clone(),
+            sandbox: pod.sandbox.clone(),
+            pod_uid: pod.uid.clone(),
+            run_id: pod.run_id.clone(),
+            policy: pod.policy.clone(),
+        });
+        let mut event = Event::connection(format!("{way} from {peer}"), None);
+        if way == "dns" {
+            event.class = Class::Dns;
+        }
+        let record = event.record(Action::Deny, Some(Deny::UnknownSandbox), None);
+        if self.log.append_stranger(run.as_ref(), &record).is_err() {
+            self.metrics.record_lost();
         }
     }
 

@@ -107,6 +107,10 @@ async fn strangers_learn_nothing() {
     assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
     let mut stream = connect_from(local(99), harness.ports.dns).await;
     assert!(is_closed(&mut stream).await);
+    let record = harness
+        .record("deny", Some("UnknownSandbox"), "dns from 127.0.0.99")
+        .await;
+    assert!(record.get("run").is_none(), "{record}");
 }
 
 #[tokio::test]

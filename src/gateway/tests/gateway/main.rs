@@ -5,6 +5,7 @@
 #![allow(clippy::unused_self, clippy::needless_pass_by_value)] // they read better so
 
 mod budgets;
+mod cluster;
 mod credentials;
 mod dns;
 mod harness;
