@@ -13,7 +13,7 @@ QUIET := $(shell [ -t 2 ] || echo -q)
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help demo down test lint deny unit e2e bench generate cluster
+.PHONY: help demo down test lint deny unit fuzz e2e bench generate cluster
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ deny: $(CARGO_DENY) ## Licences, sources and duplicates of dependencies
 
 unit: ## Unit and property tests; generated files are current
 	cargo test --workspace --locked --exclude e2e --exclude e2e-bench
+
+CASES ?= 20000
+fuzz: ## Property tests of every parser and budget with many more cases (CASES=20000)
+	PROPTEST_CASES=$(CASES) cargo test --locked -p agentsandbox-egress -p sandbox-supervisor -p sandbox-operator
 
 e2e: cluster ## End-to-end tests on a real cluster, which is ended afterwards
 	e2e/test.sh
