@@ -14,7 +14,7 @@ for literal in [
     attempt(f"absolute {shown}", absolute, f"http://{literal}/echo", literal)
 attempt("steered literal", lambda: say(dial(80), request("169.254.169.254")))
 
-# A cidr rule opens 10.0.0.0/8, port 443: the cluster's own ranges stay closed.
+# A cidr rule opens 10.20.0.0/16, port 443, and none can open the cluster's own ranges.
 for name, address in [("api server", "10.96.0.1"), ("cluster dns", "10.96.0.10"), ("pod", "10.244.0.2"), ("gateway", GATEWAY)]:
     attempt(f"cidr {name}", lambda: connect(f"{address}:443") and "200")
 # Another opens 93.184.216.0/24, port 9000.

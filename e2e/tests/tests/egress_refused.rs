@@ -25,7 +25,7 @@ fn strict() -> Value {
             {"host": "self-signed.example.test", "tls": "Inspect"},
             {"host": "expired.example.test", "tls": "Inspect"},
             {"host": "wrong-name.example.test", "tls": "Inspect"},
-            {"cidr": "10.0.0.0/8", "ports": [443]},
+            {"cidr": "10.20.0.0/16", "ports": [443]},
             {"cidr": "93.184.216.0/24", "ports": [9000]},
         ]),
         &json!([]),
