@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use agentsandbox_api::gateway;
-use agentsandbox_api::sandbox::{AgentSandboxStatus, EgressStatus};
+use agentsandbox_api::sandbox::{AgentSandboxStatus, EgressStatus, Usage};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -197,10 +197,12 @@ impl Harness {
         })
     }
 
-    /// A sandbox's status, once it has a verdict and the gateway's figures are final.
+    /// A sandbox's status, once the gateway's figures are final and stand in its usage too.
     pub async fn settled(&self, name: &str) -> Result<AgentSandboxStatus> {
         self.when(name, "final figures of the gateway", |status| {
-            status.egress.as_ref().is_some_and(|egress| egress.settled)
+            let is_final = status.egress.as_ref().is_some_and(|egress| egress.settled);
+            let in_usage = |usage: &Usage| usage.egress_allowed.is_some();
+            is_final && status.usage.as_ref().is_none_or(in_usage)
         })
         .await
     }

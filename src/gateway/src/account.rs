@@ -5,6 +5,7 @@
 //! the figures as *differences* to the last write, so that several gateways can write one status.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +56,10 @@ pub struct Account {
     /// The run's records.
     pub chain: Mutex<Chain>,
     inner: Mutex<Inner>,
+    /// Whether the run has a budget of bytes at all.
+    counts_bytes: AtomicBool,
+    /// Bytes of a run that has none: counted, and never waited for.
+    free_bytes: AtomicU64,
     writer: AsyncMutex<Writer>,
     settled: Notify,
     dirty: Notify,
@@ -139,6 +144,8 @@ impl Account {
                 told_exhausted: false,
             }),
             chain: Mutex::new(chain),
+            counts_bytes: AtomicBool::new(limits.bytes.is_some()),
+            free_bytes: AtomicU64::new(0),
             key,
             writer: AsyncMutex::new(Writer {
                 seen: Some(seen),
@@ -152,7 +159,16 @@ impl Account {
 
     /// Other limits from now on: the policy was edited.
     pub fn set_limits(&self, limits: Limits) {
-        self.inner().ledger.set_limits(limits);
+        let mut inner = self.inner();
+        if limits.bytes.is_some() && !self.counts_bytes.swap(true, Ordering::SeqCst) {
+            // What was free until now counts against the new budget.
+            let spent = bytes_of(self.free_bytes.swap(0, Ordering::SeqCst));
+            if let Reserve::Granted(reservation) = inner.ledger.reserve(spent) {
+                inner.ledger.settle(reservation, spent);
+            }
+        }
+        inner.ledger.set_limits(limits);
+        drop(inner);
         self.settled.notify_waiters();
     }
 
@@ -245,8 +261,27 @@ impl Account {
         }
     }
 
+    /// Counts bytes of a run that has no budget of bytes; false if it has one, and they must be reserved.
+    pub fn spend_freely(&self, bytes: u64) -> bool {
+        if self.counts_bytes.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.dirty.notify_one();
+        true
+    }
+
+    /// Whether the run has a budget of bytes.
+    #[must_use]
+    pub fn counts_bytes(&self) -> bool {
+        self.counts_bytes.load(Ordering::Relaxed)
+    }
+
     /// Spends bytes that have been exchanged, if they are there without a claim; else says that they are not.
     pub fn spend_bytes(self: &Arc<Self>, bytes: u64) -> Option<Result<(), Deny>> {
+        if self.spend_freely(bytes) {
+            return Some(Ok(()));
+        }
         let need = bytes_of(bytes);
         self.try_reserve(need, need)
             .map(|held| held.map(|mut held| held.spend(need)))
@@ -288,7 +323,7 @@ impl Account {
     /// What was used of the budgets through this gateway.
     #[must_use]
     pub fn used(&self) -> Counters {
-        self.inner().ledger.used()
+        self.figures(&self.inner()).used
     }
 
     fn is_changed(&self) -> bool {
@@ -307,7 +342,10 @@ impl Account {
             .records();
         Figures {
             records: i64::try_from(records).unwrap_or(i64::MAX),
-            used: inner.ledger.used(),
+            used: inner
+                .ledger
+                .used()
+                .plus(bytes_of(self.free_bytes.load(Ordering::SeqCst))),
             ..inner.figures
         }
     }

@@ -234,10 +234,16 @@ pub async fn tunnel(
     exchange: &Exchange,
     client: TcpStream,
     first: Bytes,
-    upstream: TcpStream,
+    mut upstream: TcpStream,
 ) {
     if !first.is_empty()
-        && !relay::send_first(exchange, &upstream, &first, inside.gateway.limits.head_timeout()).await
+        && !relay::send_first(
+            exchange,
+            &mut upstream,
+            &first,
+            inside.gateway.limits.head_timeout(),
+        )
+        .await
     {
         return;
     }

@@ -208,6 +208,7 @@ fn origin(entry: &Entry, parts: &Parts, event: &mut Event) -> Result<Origin, Den
         host,
         port,
         tls: scheme == Scheme::Https,
+        http1: parts.version < Version::HTTP_2,
     })
 }
 

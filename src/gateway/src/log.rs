@@ -6,13 +6,16 @@
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::record::{Chain, Record, RunIdentity};
 use tokio::sync::mpsc;
 
 /// Lines that are written at once.
-const BATCH: usize = 256;
+const BATCH: usize = 1_024;
+/// The writer rests so long between two writes: waking it for each record would cost more than the record.
+const REST: Duration = Duration::from_millis(2);
 
 /// The log.
 pub struct Log {
@@ -82,6 +85,9 @@ fn write(mut waiting: mpsc::Receiver<String>, mut output: impl Write) {
         if let Err(error) = output.write_all(&text).and_then(|()| output.flush()) {
             tracing::error!(%error, "decisions can't be written any more; everything is refused from now on");
             return;
+        }
+        if waiting.is_empty() && !waiting.is_closed() {
+            std::thread::sleep(REST);
         }
     }
 }

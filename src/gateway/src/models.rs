@@ -74,7 +74,7 @@ pub async fn ask(
     }
     let target = target.parse::<Uri>().map_err(|_| Deny::PathMalformed)?;
     let method = asked.parts.method.clone();
-    let host = asked.origin.host.clone();
+    let (host, http1) = (asked.origin.host.clone(), asked.origin.http1);
     let head = head_bytes(method.as_str(), target.to_string().len(), &asked.parts.headers);
     let (body, memory) = collect(inside, asked).await?;
     drop(rules);
@@ -84,6 +84,7 @@ pub async fn ask(
         inside: inside.clone(),
         policy,
         endpoint,
+        http1,
         host,
         method,
         target,
@@ -141,6 +142,7 @@ struct Round {
     inside: Arc<Inside>,
     policy: Arc<Policy>,
     endpoint: Endpoint,
+    http1: bool,
     host: agentsandbox_egress::name::HostName,
     method: Method,
     target: Uri,
@@ -245,6 +247,7 @@ impl Round {
             host: target.host.clone(),
             port: MODEL_PORT,
             tls: true,
+            http1: self.http1,
         };
         let opened = self.policy.rules.opened_at(MODEL_PORT);
         let allowed = Allowed::Model {

@@ -4,13 +4,16 @@
 //! a buffer of the thread, not of the tunnel.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use agentsandbox_egress::budget::Counters;
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::scrub::Scrubber;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::account::{Held, bytes_of};
@@ -27,111 +30,19 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; STEP].into());
 }
 
+type Claim = Pin<Box<dyn Future<Output = Result<Held, Deny>> + Send>>;
+
 /// One direction of a tunnel.
 struct Half {
     direction: Direction,
     /// Read, and not taken yet.
     waiting: Vec<u8>,
+    /// A part of the run's budget that is being asked for.
+    claim: Option<Claim>,
     /// The reading side has said all.
     ended: bool,
     /// The writing side knows.
     told: bool,
-}
-
-/// How a turn of one direction ended.
-enum Turn {
-    /// There is nothing to read, or no room to write.
-    Rest,
-    /// There may be more.
-    More,
-    /// The run's budget must be asked for more first.
-    Claim,
-}
-
-impl Half {
-    fn new(direction: Direction) -> Self {
-        Self {
-            direction,
-            waiting: Vec::new(),
-            ended: false,
-            told: false,
-        }
-    }
-
-    /// Waits until a turn may do something.
-    async fn ready(&self, from: &TcpStream, to: &TcpStream) -> io::Result<()> {
-        if !self.waiting.is_empty() {
-            to.writable().await
-        } else if self.ended {
-            std::future::pending().await
-        } else {
-            from.readable().await
-        }
-    }
-
-    fn turn(
-        &mut self,
-        from: &TcpStream,
-        to: &TcpStream,
-        exchange: &Exchange,
-        mut held: Option<Held>,
-    ) -> Result<Turn, Stop> {
-        BUFFER.with_borrow_mut(|buffer| {
-            for _ in 0..TURNS {
-                if !self.drain(to)? {
-                    return Ok(Turn::Rest);
-                }
-                if self.ended {
-                    return Ok(Turn::Rest);
-                }
-                let mut leave = match held.take() {
-                    Some(held) => held,
-                    None => match exchange.session.account.try_reserve(least(), most()) {
-                        Some(held) => held?,
-                        None => return Ok(Turn::Claim),
-                    },
-                };
-                let granted = usize::try_from(leave.granted().bytes).unwrap_or(0).min(STEP);
-                let read = match from.try_read(&mut buffer[..granted]) {
-                    Ok(0) => {
-                        self.ended = true;
-                        return Ok(Turn::Rest);
-                    }
-                    Ok(read) => read,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Rest),
-                    Err(error) => return Err(error.into()),
-                };
-                leave.spend(bytes_of(read as u64));
-                drop(leave);
-                exchange.moved(self.direction, read as u64)?;
-                let written = write(to, &buffer[..read])?;
-                if written < read {
-                    self.waiting = buffer[written..read].to_vec();
-                    return Ok(Turn::Rest);
-                }
-            }
-            Ok(Turn::More)
-        })
-    }
-
-    /// Writes what is waiting; says whether nothing is left.
-    fn drain(&mut self, to: &TcpStream) -> io::Result<bool> {
-        if self.waiting.is_empty() {
-            return Ok(true);
-        }
-        let written = write(to, &self.waiting)?;
-        if written == self.waiting.len() {
-            self.waiting = Vec::new();
-            return Ok(true);
-        }
-        self.waiting.drain(..written);
-        Ok(false)
-    }
-
-    /// Everything was read and written, and the writing side is not told yet.
-    fn must_tell(&self) -> bool {
-        self.ended && self.waiting.is_empty() && !self.told
-    }
 }
 
 /// Why a relay ends before both sides have said all.
@@ -154,25 +65,128 @@ impl From<Deny> for Stop {
     }
 }
 
+impl Half {
+    fn new(direction: Direction) -> Self {
+        Self {
+            direction,
+            waiting: Vec::new(),
+            claim: None,
+            ended: false,
+            told: false,
+        }
+    }
+
+    /// Carries what there is; ready when the reading side has said all and the writing side knows.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        exchange: &Exchange,
+    ) -> Poll<Result<(), Stop>> {
+        for _ in 0..TURNS {
+            ready!(self.poll_drain(cx, to))?;
+            if self.ended {
+                if !self.told {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.told = true;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let leave = ready!(self.poll_leave(cx, exchange))?;
+            ready!(self.poll_step(cx, from, to, exchange, leave))?;
+        }
+        // There may be more, and others have their turn first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what is waiting.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+        while !self.waiting.is_empty() {
+            let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.waiting))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.waiting.drain(..written);
+        }
+        // Its memory is not kept for the life of the tunnel.
+        self.waiting = Vec::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Leave to read, if the run has a budget of bytes.
+    fn poll_leave(&mut self, cx: &mut Context<'_>, exchange: &Exchange) -> Poll<Result<Option<Held>, Stop>> {
+        if let Some(claim) = &mut self.claim {
+            let claimed = ready!(claim.as_mut().poll(cx));
+            self.claim = None;
+            return Poll::Ready(claimed.map(Some).map_err(Stop::from));
+        }
+        let account = &exchange.session.account;
+        if !account.counts_bytes() {
+            return Poll::Ready(Ok(None));
+        }
+        if let Some(held) = account.try_reserve(least(), most()) {
+            return Poll::Ready(held.map(Some).map_err(Stop::from));
+        }
+        let account = account.clone();
+        let claim = self
+            .claim
+            .insert(Box::pin(async move { account.reserve(least(), most()).await }));
+        let claimed = ready!(claim.as_mut().poll(cx));
+        self.claim = None;
+        Poll::Ready(claimed.map(Some).map_err(Stop::from))
+    }
+
+    /// Reads once, and writes as much of it as goes.
+    fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        exchange: &Exchange,
+        leave: Option<Held>,
+    ) -> Poll<Result<(), Stop>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let granted = leave.as_ref().map_or(STEP, |leave| {
+                usize::try_from(leave.granted().bytes).unwrap_or(0).min(STEP)
+            });
+            let mut read = ReadBuf::new(&mut buffer[..granted]);
+            // Without leave that was not used: dropped, it is given back.
+            ready!(Pin::new(from).poll_read(cx, &mut read))?;
+            let read = read.filled();
+            if read.is_empty() {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            let length = read.len() as u64;
+            match leave {
+                Some(mut leave) => leave.spend(bytes_of(length)),
+                None => {
+                    exchange.session.account.spend_freely(length);
+                }
+            }
+            exchange.moved(self.direction, length)?;
+            match Pin::new(to).poll_write(cx, read) {
+                Poll::Ready(written) => {
+                    let written = written?;
+                    if written < read.len() {
+                        self.waiting = read[written..].to_vec();
+                    }
+                }
+                Poll::Pending => self.waiting = read.to_vec(),
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
 fn least() -> Counters {
     bytes_of(1)
 }
 
 fn most() -> Counters {
     bytes_of(STEP as u64)
-}
-
-fn write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    let mut written = 0;
-    while written < bytes.len() {
-        match to.try_write(&bytes[written..]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(step) => written += step,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(written)
 }
 
 /// Carries bytes until both sides have said all, one breaks, nothing moves for `idle`, or the exchange must be closed.
@@ -191,50 +205,30 @@ async fn carry(
 ) -> Result<(), Stop> {
     let mut out = Half::new(Direction::Sent);
     let mut back = Half::new(Direction::Received);
-    let timer = tokio::time::sleep(idle);
-    tokio::pin!(timer);
-    loop {
-        if out.must_tell() {
-            out.told = true;
-            upstream.shutdown().await?;
-        }
-        if back.must_tell() {
-            back.told = true;
-            client.shutdown().await?;
-        }
-        if out.told && back.told {
-            return Ok(());
-        }
-        let is_out = tokio::select! {
-            ready = out.ready(&client, &upstream) => { ready?; true }
-            ready = back.ready(&upstream, &client) => { ready?; false }
-            () = exchange.cancel().cancelled() => return Err(Stop::Deny(exchange.closed_by())),
-            () = timer.as_mut() => {
-                let still = exchange.still();
-                if still >= idle {
-                    return Err(Stop::Deny(Deny::UpstreamTimeout));
-                }
-                timer.as_mut().reset(tokio::time::Instant::now() + idle.saturating_sub(still));
-                continue;
-            }
-        };
-        let (half, from, to) = if is_out {
-            (&mut out, &client, &upstream)
+    let both = poll_fn(|cx| {
+        let sent = out.poll(cx, &mut client, &mut upstream, exchange)?;
+        let received = back.poll(cx, &mut upstream, &mut client, exchange)?;
+        if sent.is_ready() && received.is_ready() {
+            Poll::Ready(Ok(()))
         } else {
-            (&mut back, &upstream, &client)
-        };
-        match half.turn(from, to, exchange, None)? {
-            Turn::Rest => {}
-            Turn::More => tokio::task::yield_now().await,
-            Turn::Claim => {
-                let reserve = exchange.session.account.reserve(least(), most());
-                let held = tokio::select! {
-                    held = reserve => held?,
-                    () = exchange.cancel().cancelled() => return Err(Stop::Deny(exchange.closed_by())),
-                };
-                half.turn(from, to, exchange, Some(held))?;
-            }
+            Poll::Pending
         }
+    });
+    tokio::select! {
+        ended = both => ended,
+        () = exchange.cancel().cancelled() => Err(Stop::Deny(exchange.closed_by())),
+        () = still(exchange, idle) => Err(Stop::Deny(Deny::UpstreamTimeout)),
+    }
+}
+
+/// Waits until nothing has moved for so long.
+async fn still(exchange: &Exchange, idle: Duration) {
+    loop {
+        let left = idle.saturating_sub(exchange.still());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
     }
 }
 
@@ -267,18 +261,9 @@ pub async fn relay_any<A, B>(
         secret.map(Scrubber::new),
     );
     let both = async { tokio::try_join!(out, back).map(drop) };
-    let watchdog = async {
-        loop {
-            let left = idle.saturating_sub(exchange.still());
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left).await;
-        }
-    };
     let ended = tokio::select! {
         ended = both => ended,
-        () = watchdog => Err(Stop::Deny(Deny::UpstreamTimeout)),
+        () = still(exchange, idle) => Err(Stop::Deny(Deny::UpstreamTimeout)),
         () = exchange.cancel().cancelled() => Err(Stop::Deny(exchange.closed_by())),
     };
     if let Err(Stop::Deny(deny)) = ended {
@@ -324,14 +309,15 @@ async fn one_way(
 }
 
 /// Sends what was read before it was known where it goes; says whether it went.
-pub async fn send_first(exchange: &Exchange, upstream: &TcpStream, first: &[u8], patience: Duration) -> bool {
+pub async fn send_first(
+    exchange: &Exchange,
+    upstream: &mut TcpStream,
+    first: &[u8],
+    patience: Duration,
+) -> bool {
     let all = async {
         exchange.spend(Direction::Sent, first.len() as u64).await?;
-        let mut written = 0;
-        while written < first.len() {
-            upstream.writable().await?;
-            written += write(upstream, &first[written..])?;
-        }
+        upstream.write_all(first).await?;
         Ok(())
     };
     let outcome = tokio::select! {

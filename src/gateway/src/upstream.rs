@@ -21,8 +21,8 @@ use crate::state::Gateway;
 
 /// An idle connection is used again within so long. Servers close theirs after a minute or so.
 const IDLE: Duration = Duration::from_secs(30);
-/// Most idle connections to one origin.
-const IDLE_PER_ORIGIN: usize = 8;
+/// Most idle connections to one origin: as many as a sandbox can have requests under way.
+const IDLE_PER_ORIGIN: usize = 256;
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 64 << 10;
 /// Most header fields of an answer.
@@ -40,6 +40,9 @@ pub struct Origin {
     pub port: u16,
     /// Through TLS.
     pub tls: bool,
+    /// By HTTP/1.1 only. A destination is spoken to as the sandbox speaks to the gateway, where it can: what it answers
+    /// is then what it would have answered without a gateway.
+    pub http1: bool,
 }
 
 impl Origin {
@@ -136,6 +139,10 @@ impl Lease {
     /// The answer has ended as it should: the connection can be used again, once it says so.
     pub fn give_back(self, session: &Arc<Session>) {
         if let Self::Http1(origin, mut sender) = self {
+            if sender.is_ready() && !session.ended.is_cancelled() {
+                session.pool.keep(origin, sender);
+                return;
+            }
             let session = session.clone();
             tokio::spawn(async move {
                 let ready = tokio::time::timeout(Duration::from_secs(5), sender.ready()).await;
@@ -224,7 +231,7 @@ async fn connect(
         if !origin.tls {
             return begin_http1(stream).await.map(Sender::Http1);
         }
-        let stream = gateway.trust.connect(stream, &origin.host, false).await?;
+        let stream = gateway.trust.connect(stream, &origin.host, origin.http1).await?;
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             let sender = begin_http2(stream).await?;
             if !session.ended.is_cancelled() {
