@@ -11,6 +11,7 @@ use agentsandbox_egress::rules::Rule;
 use agentsandbox_egress::scrub;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -93,8 +94,14 @@ pub async fn by_rule(
         return back(&exchange, response, None, secret, inside).await;
     }
     let patience = gateway.limits.patience().body;
-    let body = Carried::new(body, exchange.clone(), Direction::Sent, patience).bounded(most);
-    let mut request = Request::from_parts(parts, body.boxed_unsync());
+    let body = if body.is_end_stream() {
+        empty()
+    } else {
+        Carried::new(body, exchange.clone(), Direction::Sent, patience)
+            .bounded(most)
+            .boxed_unsync()
+    };
+    let mut request = Request::from_parts(parts, body);
     request.extensions_mut().clear();
     let answer = send(gateway, session, &origin, &opened, request);
     let (response, lease) = answered(&exchange, gateway.limits.response_timeout(), answer).await?;

@@ -20,9 +20,9 @@ use crate::account::{Held, bytes_of};
 use crate::session::{Direction, Exchange};
 
 /// What is read at once.
-const STEP: usize = 64 << 10;
+const STEP: usize = 128 << 10;
 /// Steps of one direction before others get their turn.
-const TURNS: usize = 4;
+const TURNS: usize = 2;
 /// Buffer of each direction of a relay that goes through TLS.
 const SMALL_STEP: usize = 16 << 10;
 
