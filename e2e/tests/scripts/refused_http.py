@@ -11,8 +11,7 @@ SEEN, PLAIN, MARK = "seen.example.test", "plain.example.test", sys.argv[1]
 def proxied(text):
     """The same request, in absolute form and with the run's token, on the proxy's port."""
     first, rest = text.split("\n", 1)
-    method, path, version = first.split(" ", 2)
-    return f"{method} http://{PLAIN}{path} {version}\n{authorization()}{rest}"
+    return f"{first.replace(' /', f' http://{PLAIN}/', 1)}\n{authorization()}{rest}"
 
 
 ROADS = {

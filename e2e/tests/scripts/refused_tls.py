@@ -108,7 +108,8 @@ def two_streams(first, second, steered=False):
     """Status of two requests on one HTTP/2 connection to the inspected host."""
     connection = dial(443) if steered else connect(f"{SEEN}:443")
     connection = secure(connection, SEEN, alpn=("h2",))
-    state = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+    state = h2.connection.H2Connection(h2.config.H2Configuration(
+        validate_outbound_headers=False, normalize_outbound_headers=False))
     state.initiate_connection()
     found = {}
     for stream, headers in ((1, first), (3, second)):

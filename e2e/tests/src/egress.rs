@@ -24,7 +24,7 @@ pub fn policy(allow: &Value, models: &Value, more: Value) -> Value {
     let mut spec = json!({
         "isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"},
         "defaults": {
-            "resources": {"cpu": "1", "memory": "512Mi", "ephemeralStorage": "512Mi", "processes": 256},
+            "resources": {"cpu": "600m", "memory": "512Mi", "ephemeralStorage": "512Mi", "processes": 256},
             "limits": {"runtimeSeconds": 240},
         },
         "egress": {"allow": allow}, "models": models,

@@ -54,7 +54,7 @@ async fn everyday_namespace(test: &str) -> Harness {
 async fn programs_work_unchanged_with_proxy_variables_and_without() {
     let harness = everyday_namespace("programs").await;
     let journal = Journal::open(&harness);
-    let more = json!({"resources": {"cpu": "2", "memory": "1Gi"}});
+    let more = json!({"resources": {"cpu": "900m", "memory": "1Gi"}});
     let run = harness
         .script("programs", "programs.py", &[], more)
         .await
