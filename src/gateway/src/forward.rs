@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use crate::body::{Body, Carried, empty};
 use crate::connect::rule_cap;
 use crate::credentials::Ready;
-use crate::inside::{Asked, Inside, strip_token};
+use crate::inside::{Asked, Inside, refused, strip_token};
 use crate::open::Allowed;
 use crate::relay::relay_any;
 use crate::session::{Direction, Event, Exchange};
@@ -188,6 +188,16 @@ pub fn clean_answer(headers: &mut HeaderMap, secret: Option<&[u8]>) -> Result<u6
     Ok(scrub::headers(headers, secret))
 }
 
+/// What the sandbox gets in place of an answer that may not go on: the destination's fault, not its own.
+#[must_use]
+pub fn bad_answer(exchange: &Exchange, deny: Deny) -> Response<Body> {
+    exchange.fail(deny);
+    let session = &exchange.session;
+    let mut response = refused(&deny.into(), &exchange.event.destination, &session.run.policy);
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    response
+}
+
 async fn back(
     exchange: &Arc<Exchange>,
     response: Response<Incoming>,
@@ -202,8 +212,10 @@ async fn back(
         .spend(Direction::Received, received)
         .await
         .inspect_err(|deny| exchange.fail(*deny))?;
-    let found =
-        clean_answer(&mut parts.headers, secret.as_deref()).inspect_err(|deny| exchange.fail(*deny))?;
+    let found = match clean_answer(&mut parts.headers, secret.as_deref()) {
+        Ok(found) => found,
+        Err(deny) => return Ok(bad_answer(exchange, deny)),
+    };
     if found > 0 {
         exchange.session.scrubbed(found);
     }

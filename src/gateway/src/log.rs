@@ -58,12 +58,12 @@ impl Log {
         Ok(())
     }
 
-    /// Appends a record that belongs to no bound run; `run` is what is known of it all the same.
+    /// Appends a record that belongs to no run.
     ///
     /// # Errors
     /// As [`Log::append`].
-    pub fn append_stranger(&self, run: Option<&RunIdentity>, record: &Record<'_>) -> Result<(), Deny> {
-        self.append(&self.strangers, run, record)
+    pub fn append_stranger(&self, record: &Record<'_>) -> Result<(), Deny> {
+        self.append(&self.strangers, None, record)
     }
 
     /// Waits until nothing can be written any more.

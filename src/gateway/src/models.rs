@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use crate::account::Held;
 use crate::body::{AtEnd, Body, BoxError, Carried, full};
 use crate::credentials::Ready;
-use crate::forward::{clean_answer, head_bytes};
+use crate::forward::{bad_answer, clean_answer, head_bytes};
 use crate::inside::{Asked, Inside};
 use crate::open::Allowed;
 use crate::quota::Share;
@@ -317,8 +317,7 @@ impl Round {
         exchange.answered(parts.status.as_u16());
         if headers::is_encoded(&parts.headers) || parts.status == StatusCode::SWITCHING_PROTOCOLS {
             // What it cost can't be read, nor can it be searched.
-            exchange.fail(Deny::EncodingNotAllowed);
-            return Err(Deny::EncodingNotAllowed.into());
+            return Ok(bad_answer(&exchange, Deny::EncodingNotAllowed));
         }
         let received = head_bytes("", 0, &parts.headers);
         exchange

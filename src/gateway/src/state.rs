@@ -15,7 +15,7 @@ use agentsandbox_egress::budget;
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::identity::{Outcome, Pod, Registry, Run, Sha};
 use agentsandbox_egress::name::HostPattern;
-use agentsandbox_egress::record::{Action, Class, RunIdentity};
+use agentsandbox_egress::record::{Action, Class};
 use agentsandbox_egress::rules::EgressPolicy;
 use agentsandbox_egress::shares::{Bucket, Places};
 use tokio::sync::{Semaphore, watch};
@@ -314,23 +314,19 @@ impl Gateway {
 
     /// Somebody came from an address that belongs to no run. All are counted, a few a second are recorded.
     pub fn stranger(&self, way: &'static str, peer: IpAddr) {
+        let peer = peer.to_canonical();
         self.metrics.stranger(way);
-        if !lock(&self.stranger_records).take(Instant::now()) {
+        // A recorder probes the proxy before it registers.
+        let is_expected = self.directory().registry.pod_at(peer).is_some();
+        if is_expected || !lock(&self.stranger_records).take(Instant::now()) {
             return;
         }
-        let run = self.directory().registry.pod_at(peer).map(|pod| RunIdentity {
-            namespace: pod.namespace.clone(),
-            sandbox: pod.sandbox.clone(),
-            pod_uid: pod.uid.clone(),
-            run_id: pod.run_id.clone(),
-            policy: pod.policy.clone(),
-        });
         let mut event = Event::connection(format!("{way} from {peer}"), None);
         if way == "dns" {
             event.class = Class::Dns;
         }
         let record = event.record(Action::Deny, Some(Deny::UnknownSandbox), None);
-        if self.log.append_stranger(run.as_ref(), &record).is_err() {
+        if self.log.append_stranger(&record).is_err() {
             self.metrics.record_lost();
         }
     }
