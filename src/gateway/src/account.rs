@@ -4,21 +4,20 @@
 //! the version that it began from, and each carries everything that is known by then: claims, what is given back, and
 //! the figures as *differences* to the last write, so that several gateways can write one status.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentsandbox_api::sandbox::{EgressCounters, EgressDenial, EgressStatus};
+use agentsandbox_api::sandbox::{EgressCounters, EgressStatus};
 use agentsandbox_egress::budget::{Counters, Ledger, Limits, Reservation, Reserve};
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::models::Charge;
-use agentsandbox_egress::record::{Chain, plain};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use agentsandbox_egress::record::Chain;
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
+use crate::denials::Denials;
 use crate::metrics::Metrics;
 use crate::sink::{RunKey, SinkError, StatusSink, Versioned};
 
@@ -29,12 +28,6 @@ const WAIT: Duration = Duration::from_secs(10);
 /// Most attempts of one write, with a pause that doubles from [`PAUSE`].
 const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(20);
-/// Refused destinations that status shows.
-const DENIALS: usize = 16;
-/// Refused destinations that are told apart between two writes.
-const MAX_DENIALS: usize = 64;
-/// Longest destination in status, in bytes.
-const DESTINATION_MAX: usize = 261;
 
 /// Sums of one gateway for one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,16 +63,10 @@ struct Inner {
     ledger: Ledger,
     figures: Figures,
     reported: Figures,
-    denials: HashMap<(String, Deny), Denial>,
+    denials: Denials,
     /// Taken out of the ledger, and not yet off the status.
     giving: Counters,
     told_exhausted: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Denial {
-    count: i64,
-    last: Timestamp,
 }
 
 /// What the last write has left behind.
@@ -94,7 +81,7 @@ struct Writer {
 struct Attempt {
     status: EgressStatus,
     figures: Figures,
-    denials: HashMap<(String, Deny), Denial>,
+    denials: Denials,
     claimed: Counters,
     given: Counters,
 }
@@ -139,7 +126,7 @@ impl Account {
                     records: i64::try_from(chain.records()).unwrap_or(i64::MAX),
                     ..Figures::default()
                 },
-                denials: HashMap::new(),
+                denials: Denials::default(),
                 giving: Counters::ZERO,
                 told_exhausted: false,
             }),
@@ -182,12 +169,7 @@ impl Account {
     pub fn denied(&self, destination: &str, deny: Deny, at: Timestamp) {
         let mut inner = self.inner();
         inner.figures.denied += 1;
-        let key = (plain(destination, DESTINATION_MAX).into_owned(), deny);
-        if inner.denials.len() < MAX_DENIALS || inner.denials.contains_key(&key) {
-            let denial = inner.denials.entry(key).or_insert(Denial { count: 0, last: at });
-            denial.count += 1;
-            denial.last = at;
-        }
+        inner.denials.add(destination, deny, at);
         drop(inner);
         self.dirty.notify_one();
     }
@@ -506,7 +488,7 @@ impl Account {
                 .allowed
                 .saturating_add(new(figures.allowed, reported.allowed)),
             denied: base.denied.saturating_add(new(figures.denied, reported.denied)),
-            denials: merge(base.denials, &denials),
+            denials: denials.shown_with(base.denials),
             exhausted: base.exhausted.or(exhausted),
             records: base.records.max(figures.records),
             head: if figures.records > reported.records {
@@ -540,7 +522,7 @@ impl Account {
     fn unmade(&self, attempt: &Attempt) {
         let mut inner = self.inner();
         inner.giving = inner.giving.plus(attempt.given);
-        keep_denials(&mut inner, attempt);
+        inner.denials.put_back(&attempt.denials);
     }
 
     /// It may have been made and overwritten since. What it claimed is not used, and what it gave back is not given back
@@ -550,7 +532,7 @@ impl Account {
         // The total was set from what was read just now.
         let total = attempt.status.claimed.into();
         inner.ledger.returned(attempt.given, total);
-        keep_denials(&mut inner, attempt);
+        inner.denials.put_back(&attempt.denials);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -624,48 +606,4 @@ fn chain_after(base: &EgressStatus) -> Chain {
         .as_deref()
         .and_then(|head| Chain::resume(records, head))
         .unwrap_or_default()
-}
-
-fn keep_denials(inner: &mut Inner, attempt: &Attempt) {
-    for (key, denial) in &attempt.denials {
-        if inner.denials.len() < MAX_DENIALS || inner.denials.contains_key(key) {
-            let kept = inner.denials.entry(key.clone()).or_insert(Denial {
-                count: 0,
-                last: denial.last,
-            });
-            kept.count += denial.count;
-            kept.last = kept.last.max(denial.last);
-        }
-    }
-}
-
-/// The refusals of status with new ones, the latest first.
-fn merge(mut shown: Vec<EgressDenial>, new: &HashMap<(String, Deny), Denial>) -> Vec<EgressDenial> {
-    for ((destination, deny), denial) in new {
-        // Status holds whole seconds.
-        let last = Timestamp::from_second(denial.last.as_second()).unwrap_or(denial.last);
-        let known = shown
-            .iter_mut()
-            .find(|known| known.destination == *destination && known.reason == deny.as_str());
-        if let Some(known) = known {
-            known.count = known.count.saturating_add(denial.count);
-            known.last_time = Some(Time(last));
-        } else {
-            shown.push(EgressDenial {
-                destination: destination.clone(),
-                reason: deny.as_str().to_owned(),
-                count: denial.count,
-                last_time: Some(Time(last)),
-            });
-        }
-    }
-    let age = |denial: &EgressDenial| std::cmp::Reverse(denial.last_time.as_ref().map(|time| time.0));
-    shown.sort_by(|one, other| {
-        age(one)
-            .cmp(&age(other))
-            .then_with(|| one.destination.cmp(&other.destination))
-            .then_with(|| one.reason.cmp(&other.reason))
-    });
-    shown.truncate(DENIALS);
-    shown
 }

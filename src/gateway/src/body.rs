@@ -14,7 +14,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::session::{Direction, Exchange};
+use crate::exchange::{Direction, Exchange};
 
 /// What bodies end with when they do not end well.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -19,12 +19,13 @@ use tokio::net::TcpStream;
 
 use crate::body::{Body, empty};
 use crate::client_io::{ClientIo, Prefixed};
+use crate::exchange::{Exchange, RuleCap};
 use crate::guard::Guarded;
 use crate::hello;
 use crate::inside::{Entry, Inside};
 use crate::network::{reach_address, reach_host};
 use crate::open::Allowed;
-use crate::session::{Event, Exchange, RuleCap};
+use crate::session::Event;
 use crate::steered;
 use crate::{inspect, relay};
 

@@ -19,10 +19,11 @@ use hyper_util::rt::TokioIo;
 use crate::body::{Body, Carried, empty};
 use crate::connect::rule_cap;
 use crate::credentials::Ready;
+use crate::exchange::{Direction, Exchange};
 use crate::inside::{Asked, Inside, refused, strip_token};
 use crate::open::Allowed;
 use crate::relay::relay_any;
-use crate::session::{Direction, Event, Exchange};
+use crate::session::Event;
 use crate::state::Policy;
 use crate::upstream::{Lease, send, send_upgrade};
 

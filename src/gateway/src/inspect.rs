@@ -8,8 +8,8 @@ use agentsandbox_egress::rules::Scheme;
 use tokio_rustls::TlsAcceptor;
 
 use crate::client_io::{ClientIo, Prefixed};
+use crate::exchange::Exchange;
 use crate::inside::{Entry, Inside};
-use crate::session::Exchange;
 use crate::steered::serve_http;
 
 /// Shakes hands in the name of `host`, which the client has asked for, then serves its requests.

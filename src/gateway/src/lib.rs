@@ -7,10 +7,10 @@
 //! * Bytes: [`strict`] and [`guard`] look at requests before the HTTP library does, [`hello`] at TLS; [`relay`] and
 //!   [`body`] carry them, counted.
 //! * Requests: [`serve`] runs connections, [`inspect`] ends TLS with leaves of [`ca`], [`inside`] judges each request,
-//!   [`forward`] and [`models`] send it on by [`upstream`] and [`network`], with [`credentials`] and [`tls`].
+//!   [`forward`] and [`models`] (and [`metered`]) send it on by [`upstream`] and [`network`], with [`credentials`] and [`tls`].
 //! * Who is who: [`state`] knows policies and runs, told by [`watch`], [`keys`] and [`jwks`]; [`session`] is one run,
-//!   [`open`] what it has open.
-//! * Budgets: [`account`] of a run and [`quota`] of a policy, kept by a [`sink`], which is [`kube_sink`] in a cluster.
+//!   [`open`] what it has open, [`exchange`] one thing of that; [`policy`] what it may.
+//! * Budgets: [`account`] of a run (with its [`denials`]) and [`quota`] of a policy, kept by a [`sink`], which is [`kube_sink`] in a cluster.
 //! * [`log`], [`metrics`], [`health`], [`config`], [`run`].
 
 #![forbid(unsafe_code)]
@@ -23,7 +23,9 @@ pub mod client_io;
 pub mod config;
 pub mod connect;
 pub mod credentials;
+pub mod denials;
 pub mod dns;
+pub mod exchange;
 pub mod forward;
 pub mod guard;
 pub mod health;
@@ -34,10 +36,12 @@ pub mod jwks;
 pub mod keys;
 pub mod kube_sink;
 pub mod log;
+pub mod metered;
 pub mod metrics;
 pub mod models;
 pub mod network;
 pub mod open;
+pub mod policy;
 pub mod quota;
 pub mod register;
 pub mod relay;

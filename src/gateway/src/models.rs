@@ -1,35 +1,32 @@
 //! Requests to models: parsed, written anew, paid for before they are sent, and measured as they are answered.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use agentsandbox_egress::budget::Counters;
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::headers;
 use agentsandbox_egress::models::{
-    self, Charge, Endpoint, MAX_REQUEST_BYTES, Meter, Prepared, Refusal, UsageFilter, catalog,
+    self, Charge, Endpoint, MAX_REQUEST_BYTES, Meter, Prepared, Refusal, catalog,
 };
 use agentsandbox_egress::record::{Class, RuleName};
 use agentsandbox_egress::rules::{MODEL_PORT, Target};
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::account::Held;
-use crate::body::{AtEnd, Body, BoxError, Carried, full};
+use crate::body::{Body, Carried, full};
 use crate::credentials::Ready;
+use crate::exchange::{Direction, Exchange};
 use crate::forward::{bad_answer, clean_answer, head_bytes};
 use crate::inside::{Asked, Inside};
+use crate::metered::{Bill, Leave, Metered};
 use crate::open::Allowed;
-use crate::quota::Share;
-use crate::session::{Direction, Event, Exchange, Session};
+use crate::session::Event;
 use crate::state::Policy;
 use crate::upstream::{Lease, Origin, send};
 
@@ -151,12 +148,6 @@ struct Round {
     event: Event,
 }
 
-/// Leave to make one attempt.
-struct Leave {
-    run: Held,
-    quota: Share,
-}
-
 impl Round {
     async fn run(
         &mut self,
@@ -263,12 +254,7 @@ impl Round {
         }
         let begun = Instant::now();
         // From here on it may be answered: whoever drops the bill pays for all of it.
-        let bill = Bill {
-            session: session.clone(),
-            exchange: exchange.clone(),
-            leave: Some(leave),
-            charge: prepared.unanswered(),
-        };
+        let bill = Bill::new(&exchange, leave, prepared.unanswered());
         let answer = send(gateway, session, &origin, &opened, request);
         let (patience, drain) = (
             gateway.limits.model_response_timeout(),
@@ -348,17 +334,8 @@ impl Round {
                     lease.give_back(&session);
                 }
             });
-        let metered = Metered {
-            inner: body,
-            tail: None,
-            filter,
-            running: Some(Running {
-                meter,
-                status: parts.status.as_u16(),
-                bill,
-            }),
-            drain: limits.model_drain(),
-        };
+        let status = parts.status.as_u16();
+        let metered = Metered::new(body, filter, meter, status, bill, limits.model_drain());
         Ok(Response::from_parts(parts, metered.boxed_unsync()))
     }
 }
@@ -384,169 +361,6 @@ async fn waited<T>(
     tokio::time::timeout(drain.min(patience), answer)
         .await
         .unwrap_or(Err(Deny::UpstreamTimeout))
-}
-
-/// What is owed for one attempt. If it is dropped, all that it can have cost is charged.
-struct Bill {
-    session: Arc<Session>,
-    exchange: Arc<Exchange>,
-    leave: Option<Leave>,
-    charge: Charge,
-}
-
-impl Bill {
-    fn settle(mut self, charge: Charge) {
-        self.charge = charge;
-    }
-}
-
-impl Drop for Bill {
-    fn drop(&mut self) {
-        let Some(mut leave) = self.leave.take() else {
-            return;
-        };
-        let spent = Counters {
-            tokens: self.charge.tokens(),
-            model_requests: 1,
-            bytes: 0,
-        };
-        self.exchange.charged(self.charge);
-        self.session.charged(self.charge);
-        leave.run.spend(spent);
-        leave.quota.spend(spent);
-    }
-}
-
-/// What is still to be learned from an answer.
-struct Running {
-    meter: Meter,
-    status: u16,
-    bill: Bill,
-}
-
-impl Running {
-    fn end(self, complete: bool) {
-        let charge = self.meter.finish(self.status, complete);
-        self.bill.settle(charge);
-    }
-}
-
-/// A model's answer on its way to the sandbox, read along for what it cost. When the sandbox stops listening it is read
-/// on for a while.
-struct Metered {
-    inner: Carried<Incoming>,
-    filter: Option<UsageFilter>,
-    /// What the filter has held back until the end.
-    tail: Option<Bytes>,
-    running: Option<Running>,
-    drain: Duration,
-}
-
-impl HttpBody for Metered {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        loop {
-            if this.running.is_none() {
-                return Poll::Ready(this.tail.take().map(|tail| Ok(Frame::data(tail))));
-            }
-            match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        if let Some(running) = &mut this.running {
-                            running.meter.feed(&data);
-                        }
-                        let data = match &mut this.filter {
-                            Some(filter) => Bytes::from(filter.feed(&data)),
-                            None => data,
-                        };
-                        if !data.is_empty() {
-                            return Poll::Ready(Some(Ok(Frame::data(data))));
-                        }
-                    }
-                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
-                },
-                Some(Err(error)) => {
-                    this.give_up();
-                    return Poll::Ready(Some(Err(error)));
-                }
-                None => {
-                    if let Some(running) = this.running.take() {
-                        running.end(true);
-                    }
-                    this.tail = this
-                        .filter
-                        .take()
-                        .map(|filter| Bytes::from(filter.finish()))
-                        .filter(|tail| !tail.is_empty());
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.running.is_none() && self.tail.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.filter.is_some() || self.tail.is_some() {
-            SizeHint::default()
-        } else {
-            self.inner.size_hint()
-        }
-    }
-}
-
-impl Metered {
-    /// Nobody reads it any more: what it cost is still to be learned, if it goes on.
-    fn give_up(&mut self) {
-        let Some(running) = self.running.take() else {
-            return;
-        };
-        if self.inner.is_complete() {
-            running.end(true);
-            return;
-        }
-        match self.inner.take() {
-            Some((rest, at_end)) => {
-                tokio::spawn(drained(rest, at_end, running, self.drain));
-            }
-            None => running.end(false),
-        }
-    }
-}
-
-impl Drop for Metered {
-    fn drop(&mut self) {
-        self.give_up();
-    }
-}
-
-/// Reads the rest of an answer that nobody listens to.
-async fn drained(mut rest: Incoming, at_end: Option<AtEnd>, mut running: Running, patience: Duration) {
-    let read = async {
-        while let Some(frame) = rest.frame().await {
-            match frame {
-                Ok(frame) => {
-                    if let Some(data) = frame.data_ref() {
-                        running.meter.feed(data);
-                    }
-                }
-                Err(_) => return false,
-            }
-        }
-        true
-    };
-    let complete = tokio::time::timeout(patience, read).await.unwrap_or(false);
-    running.end(complete);
-    if let Some(at_end) = at_end {
-        at_end(complete);
-    }
 }
 
 fn json(body: Vec<u8>) -> Response<Body> {

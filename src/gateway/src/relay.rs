@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::account::{Held, bytes_of};
-use crate::session::{Direction, Exchange};
+use crate::exchange::{Direction, Exchange};
 
 /// What is read at once.
 const STEP: usize = 128 << 10;

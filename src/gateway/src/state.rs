@@ -10,13 +10,9 @@ use std::time::{Duration, Instant};
 
 use agentsandbox_api::gateway::Registered;
 use agentsandbox_api::policy::SandboxPolicySpec;
-use agentsandbox_api::sandbox::Limits as AskedLimits;
-use agentsandbox_egress::budget;
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::identity::{Outcome, Pod, Registry, Run, Sha};
-use agentsandbox_egress::name::HostPattern;
 use agentsandbox_egress::record::{Action, Class};
-use agentsandbox_egress::rules::EgressPolicy;
 use agentsandbox_egress::shares::{Bucket, Places};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +28,7 @@ use crate::jwks::Keys;
 use crate::log::Log;
 use crate::metrics::{Metrics, Open};
 use crate::network::Network;
+pub use crate::policy::{Policy, Sandbox};
 use crate::quota::{Clock, Quota, RELEASE_EVERY};
 use crate::session::{Event, Session};
 use crate::sink::{RunKey, SinkError, StatusSink};
@@ -125,52 +122,6 @@ struct Directory {
     sandboxes: HashMap<String, Sandbox>,
 }
 
-/// A sandbox as the watch shows it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sandbox {
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// Its policy.
-    pub policy: String,
-    /// Its run.
-    pub run_id: String,
-    /// The ceilings it asks for.
-    pub limits: Option<AskedLimits>,
-}
-
-/// A policy that compiles.
-pub struct Policy {
-    /// Its name.
-    pub name: String,
-    /// What it allows.
-    pub rules: EgressPolicy,
-    /// Hosts whose TLS the gateway ends.
-    pub inspected: Vec<HostPattern>,
-    /// What all its runs may spend.
-    pub quota: Arc<Quota>,
-    defaults: Option<AskedLimits>,
-    maximum: Option<AskedLimits>,
-}
-
-impl Policy {
-    /// The budgets of a run that asks for these ceilings.
-    fn limits(&self, asked: Option<&AskedLimits>) -> budget::Limits {
-        let defaults = self.defaults.as_ref();
-        let or =
-            |figure: fn(&AskedLimits) -> Option<i64>| asked.and_then(figure).or(defaults.and_then(figure));
-        let asked = AskedLimits {
-            runtime_seconds: None,
-            tokens: or(|limits| limits.tokens),
-            model_requests: or(|limits| limits.model_requests),
-            steps: or(|limits| limits.steps),
-            egress_bytes: or(|limits| limits.egress_bytes),
-        };
-        budget::Limits::of_run(Some(&asked), self.maximum.as_ref())
-    }
-}
-
 /// One connection's place among all, until it is dropped.
 pub struct Place {
     places: Arc<Mutex<Places<String>>>,
@@ -248,20 +199,9 @@ impl Gateway {
     pub fn policy_seen(&self, name: &str, spec: &SandboxPolicySpec) {
         let quota = self.quota(name);
         quota.set(spec.quota.as_ref());
-        let limits_of = |ceilings: &Option<agentsandbox_api::policy::Ceilings>| {
-            ceilings.as_ref().and_then(|ceilings| ceilings.limits.clone())
-        };
-        match EgressPolicy::compile(spec) {
-            Ok(rules) => {
-                let policy = Arc::new(Policy {
-                    name: name.to_owned(),
-                    inspected: rules.inspected(),
-                    rules,
-                    quota,
-                    defaults: limits_of(&spec.defaults),
-                    maximum: limits_of(&spec.maximum),
-                });
-                self.policies_mut().insert(name.to_owned(), policy);
+        match Policy::compile(name, spec, quota) {
+            Ok(policy) => {
+                self.policies_mut().insert(name.to_owned(), Arc::new(policy));
             }
             Err(problems) => {
                 warn!(

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use crate::accept::Guest;
 use crate::client_io::{ClientIo, Prefixed};
 use crate::connect::{rule_cap, tunnel};
+use crate::exchange::Exchange;
 use crate::guard::Activity;
 use crate::hello::{self, Opening};
 use crate::inside::{Entry, Inside};
@@ -17,7 +18,7 @@ use crate::inspect;
 use crate::network::reach_host;
 use crate::open::Allowed;
 use crate::serve::serve;
-use crate::session::{Event, Exchange};
+use crate::session::Event;
 use crate::state::Gateway;
 
 /// The port that steered TLS is meant for: the Service's.
