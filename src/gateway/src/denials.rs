@@ -113,7 +113,7 @@ mod tests {
         let mut denials = Denials::default();
         for number in 0..1_000 {
             denials.add(
-                &format!("{}{number}.example", "x".repeat(500)),
+                &format!("{number}.example.{}", "x".repeat(500)),
                 Deny::HostNotAllowed,
                 at(number),
             );
