@@ -38,6 +38,8 @@ use crate::tls::Trust;
 const STRANGER_RECORDS: u32 = 5;
 /// How long the last write of a run waits for what is still open: the operator waits for it 10 s.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(6);
+/// How long a gateway that stops takes for its last writes.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// Attempts of a run's last write, each of several tries, with a pause between them.
 const LAST_ATTEMPTS: u32 = 20;
 const LAST_PAUSE: Duration = Duration::from_secs(3);
@@ -548,7 +550,8 @@ impl Gateway {
             session.ended.cancel();
         }
         self.tasks.close();
-        if tokio::time::timeout(SETTLE_PATIENCE, self.tasks.wait())
+        // With `patience` this stays below the Deployment's grace period of 30 s.
+        if tokio::time::timeout(STOP_PATIENCE, self.tasks.wait())
             .await
             .is_err()
         {
@@ -556,7 +559,7 @@ impl Gateway {
         }
         let quotas: Vec<Arc<Quota>> = lock(&self.quotas).values().cloned().collect();
         let released = futures::future::join_all(quotas.iter().map(|quota| quota.release(true)));
-        let _ = tokio::time::timeout(SETTLE_PATIENCE / 2, released).await;
+        let _ = tokio::time::timeout(STOP_PATIENCE / 2, released).await;
     }
 
     fn directory(&self) -> RwLockReadGuard<'_, Directory> {
