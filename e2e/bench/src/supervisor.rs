@@ -111,6 +111,7 @@ fn start_supervised(binary: &Path, listener: &TcpListener) -> Result<f64, Harnes
         writable: Vec::new(),
         capture: false,
         uid: 0,
+        certificate: None,
     }));
     let begun = now_ms();
     let child = in_pid_namespace(

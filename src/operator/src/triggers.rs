@@ -1,5 +1,6 @@
 //! What is watched, and whom each change wakes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use agentsandbox_api::names;
