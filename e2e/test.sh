@@ -15,4 +15,4 @@ e2e/install.sh test
 "$cluster" --name test kubectl -n agentsandbox-system set env deployment/agentsandbox-operator \
     IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=40 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 >/dev/null
 "$cluster" --name test kubectl -n agentsandbox-system rollout status deployment/agentsandbox-operator --timeout=120s
-cargo test --locked -p e2e --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" "$@"
+cargo test --locked -p e2e --no-fail-fast -- --show-output --test-threads="${E2E_THREADS:-4}" "$@"
