@@ -13,6 +13,17 @@ cargo test --locked -q -p e2e --no-run
 e2e/install.sh test
 # Shorter bounds where a test waits for one.
 "$cluster" --name test kubectl -n agentsandbox-system set env deployment/agentsandbox-operator \
-    IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=40 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 >/dev/null
+    IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=40 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 \
+    GATEWAY_CPU_MILLIS=20 >/dev/null
 "$cluster" --name test kubectl -n agentsandbox-system rollout status deployment/agentsandbox-operator --timeout=120s
-cargo test --locked -p e2e --no-fail-fast -- --show-output --test-threads="${E2E_THREADS:-4}" "$@"
+# Sandboxes of the egress tests run whole package managers and SDKs: on two processors no more than two fit.
+egress='--test budgets --test docs --test egress --test egress_credentials --test egress_live --test egress_refused --test models'
+others='--lib --bins --test api --test cluster --test lost_node --test network --test operator --test runs --test scenarios
+    --test security --test watched_namespace'
+failed=0
+# shellcheck disable=SC2086 # lists of words
+{
+    cargo test --locked -p e2e --no-fail-fast $others -- --show-output --test-threads="${E2E_THREADS:-4}" "$@" || failed=1
+    cargo test --locked -p e2e --no-fail-fast $egress -- --show-output --test-threads=2 "$@" || failed=1
+}
+exit $failed
