@@ -19,7 +19,7 @@ fn policy() -> EgressPolicy {
         .map(|at| json!({"host": format!("host-{at}.example.org")}))
         .collect();
     rules.push(json!({"host": "*.pypi.example"}));
-    rules.push(json!({"host": "registry.npm.example"}));
+    rules.push(json!({"host": "packages.registry.example"}));
     rules.push(json!({"host": "*.github.example", "methods": ["GET"]}));
     rules.push(json!({
         "host": "api.github.example", "methods": ["GET", "POST"], "paths": ["/repos/", "/search/issues"],
