@@ -27,9 +27,9 @@ attempt("name control", get, "93-184-216-77.addr.example.test")
 for label in [
     "127-0-0-1", "10-0-0-1", "10-96-0-1", "10-244-0-2", "172-16-0-1", "172-30-0-1", "172-30-0-10", "192-168-0-1",
     "169-254-169-254", "168-63-129-16", "100-100-100-200", "100-64-0-1", "0-0-0-0", "255-255-255-255", "224-0-0-1",
-    "192-0-0-1", "198-18-0-1", "240-0-0-1", GATEWAY.replace(".", "-"), "--1", "--ffff-10-96-0-1", "--ffff-a9fe-a9fe",
+    "192-0-0-1", "198-18-0-1", "240-0-0-1", GATEWAY.replace(".", "-"), "0--1", "0--ffff-a60-1", "0--ffff-a9fe-a9fe",
     "64-ff9b--a9fe-a9fe", "64-ff9b--5db8-d822", "2002-a9fe-a9fe--1", "2001--1", "fd00-ec2--254", "fe80--1", "fc00--1",
-    "ff02--1", "good-and-10-96-0-1", "good-and-169-254-169-254", "good-and-fd00-ec2--254", "good-and--ffff-a9fe-a9fe",
+    "ff02--1", "good-and-10-96-0-1", "good-and-169-254-169-254", "good-and-fd00-ec2--254", "good-and-0--ffff-a9fe-a9fe",
 ]:
     shown = label.replace(GATEWAY.replace(".", "-"), "the gateway")
     attempt(f"name {shown}", get, f"{label}.addr.example.test")

@@ -1,6 +1,7 @@
-"""Holds something open on each road, says so, and measures how long each stays after the policy was changed."""
+"""Holds something open on each road, says so, and measures how long each stays after the policy was changed. Argument:
+how many seconds it stays itself after that."""
 
-import hashlib
+import sys
 import threading
 
 from attack import *
@@ -80,4 +81,5 @@ attempt("again", get, "long.example.test")
 attempt("again, passthrough", lambda: connect("through.example.test:443") and "200")
 attempt("again, dns", ask, query("through.example.test"))
 attempt("what stayed", get, "seen.example.test")
+time.sleep(float(sys.argv[1]))
 finish()

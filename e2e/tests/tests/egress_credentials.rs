@@ -182,7 +182,7 @@ fn check_outside(journal: &Journal, run: &Run, other_token: &str) {
             !text.contains("Bearer mine") && !text.contains("X-Injected"),
             "{text}"
         );
-        assert!(!text.contains("evil.test"), "a redirect was followed: {text}");
+        assert!(request["host"] != "evil.test", "a redirect was followed: {text}");
         assert!(
             request["host"] != "twice.example.test" || request["path"] != "/both/x",
             "{text}"
@@ -323,10 +323,7 @@ async fn forged_pod_gets_nothing(harness: &Harness, address: &str, token: &str) 
     let outcomes: BTreeMap<String, String> = serde_json::from_str(outcomes).unwrap();
     for (attempt, outcome) in &outcomes {
         let ended = ["closed", "silence", ""].contains(&outcome.as_str());
-        assert!(
-            ended || outcome == "403 UnknownSandbox" || attempt == "cookie",
-            "{attempt}: {outcome}"
-        );
+        assert!(ended || outcome == "403 UnknownSandbox", "{attempt}: {outcome}");
     }
     assert!(outcomes.len() > 20, "{outcomes:?}");
     assert!(!log.contains(VALUE));

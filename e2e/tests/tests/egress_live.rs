@@ -45,7 +45,7 @@ async fn what_a_tightened_policy_no_longer_allows_is_closed() {
         .await
         .unwrap();
     harness
-        .start_script("tunnels", "tunnels.py", &[], json!({}))
+        .start_script("tunnels", "tunnels.py", &["0"], json!({}))
         .await
         .unwrap();
     let open = harness.printed("tunnels", "OPEN").await.unwrap();
@@ -88,7 +88,7 @@ async fn a_deleted_policy_ends_its_runs_and_its_gateway() {
         .await
         .unwrap();
     harness
-        .start_script("tunnels", "tunnels.py", &[], json!({}))
+        .start_script("tunnels", "tunnels.py", &["60"], json!({}))
         .await
         .unwrap();
     harness.printed("tunnels", "OPEN").await.unwrap();

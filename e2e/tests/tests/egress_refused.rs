@@ -117,20 +117,12 @@ async fn no_name_and_no_spelling_leads_to_an_address_that_no_rule_opens() {
             ("cidr spelling*", &["400 *", "403 *"]),
             ("cidr*", &["403 *"]),
             ("name control", &["200"]),
-            // A label can't begin with a hyphen, which stands for a colon at the outside's name server.
-            ("name --*", &["400 NameMalformed"]),
-            ("through --*", &["400 NameMalformed"]),
-            // Without an address of that family the gateway asks for none, and dials what it has checked.
-            ("name good-and-fd00*", &["403 AddressForbidden", "200"]),
-            ("through good-and-fd00*", &["403 AddressForbidden", "200"]),
-            (
-                "name good-and--*",
-                &["403 AddressForbidden", "502 UpstreamUnreachable"],
-            ),
-            (
-                "through good-and--*",
-                &["403 AddressForbidden", "502 UpstreamUnreachable"],
-            ),
+            ("name good-and-1*", &["403 AddressForbidden"]),
+            ("through good-and-1*", &["403 AddressForbidden"]),
+            // Without an address of that family of its own, the gateway asks for none where a name has one of the other;
+            // it dials what it has checked.
+            ("name good-and-*", &["403 AddressForbidden", "200"]),
+            ("through good-and-*", &["403 AddressForbidden", "200"]),
             ("name*", &["403 AddressForbidden"]),
             ("through*", &["403 AddressForbidden", "closed"]),
             ("alias*", &["403 AddressForbidden"]),
