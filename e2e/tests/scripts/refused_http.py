@@ -20,7 +20,7 @@ ROADS = {
     "plain": (PLAIN, lambda: dial(80), lambda text: text),
     "absolute": (PLAIN, lambda: dial(PROXY_PORT), proxied),
 }
-SMUGGLED = f"GET /smuggled-{MARK} HTTP/1.1\r\nHost: {{host}}\r\n\r\n"
+SMUGGLED = f"GET /smuggled-{MARK}-{{name}} HTTP/1.1\r\nHost: {{host}}\r\n\r\n"
 MALFORMED = {
     "length and coding": "POST /echo HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "coding and length": "POST /echo HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
@@ -65,8 +65,11 @@ PATHS = {
 for road, (host, to, shape) in ROADS.items():
     attempt(f"control, {road}", lambda: say(to(), shape(request(host))))
     for name, text in MALFORMED.items():
-        # What is refused must end the connection, or the rest of it could be a second request.
-        text = shape(text.format(host=host)) + SMUGGLED.format(host=host)
+        # What is refused must end the connection, or the rest of it could be a second request. After a TRACE, which is
+        # well-formed, it is one.
+        text = shape(text.format(host=host))
+        if name != "trace":
+            text += SMUGGLED.format(host=host, name=name.replace(" ", "-"))
         attempt(f"{name}, {road}", lambda: say(to(), text))
 for road in ("inspected", "steered"):
     host, to, _ = ROADS[road]

@@ -210,11 +210,7 @@ async fn requests_are_routed_and_fall_back() {
     let _alone = ALONE.lock().await;
     let target = |host: &str| json!({"host": host, "model": "small", "credential": {"secretRef": {"name": "openai", "key": "key"}}});
     let models = json!([
-        openai(
-            "openai.models.test",
-            &["routed"],
-            json!({"route": target("spare.models.test")})
-        ),
+        {"provider": "OpenAI", "host": "openai.models.test", "allow": ["routed"], "route": target("spare.models.test")},
         openai("openai.models.test", &["tiny"], json!({})),
         openai(
             "busy.models.test",
