@@ -13,10 +13,10 @@ QUIET := $(shell [ -t 2 ] || echo -q)
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help demo down test lint deny unit fuzz e2e bench generate cluster
+.PHONY: help demo down test lint deny unit fuzz e2e bench bench-gateway generate cluster
 
 help: ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: cluster ## Start a real cluster, run every example on it and show what came of it
 	@$(CLUSTER) --name demo status >/dev/null 2>&1 || $(CLUSTER) --name demo up
@@ -47,6 +47,9 @@ e2e: cluster ## End-to-end tests on a real cluster, which is ended afterwards
 
 bench: cluster ## Benchmarks on a real cluster, which is ended afterwards
 	e2e/bench.sh
+
+bench-gateway: ## Benchmark of the egress gateway beside squid and mitmproxy
+	e2e/bench-gateway.sh
 
 generate: ## Write the files that are generated from the API's types
 	cargo run -q -p sandbox-operator -- crd agentsandbox > crds/agentsandbox.dev_agentsandboxes.yaml
