@@ -382,8 +382,8 @@ async fn what_is_not_supported_is_refused_and_not_ignored() {
     let base = json!({"runtimeClassName": "runc", "minimum": "Container"});
     let policy = harness
         .policy(
-            "egress",
-            json!({"isolation": base, "egress": {"allow": [{"host": "example.org"}]}}),
+            "audited",
+            json!({"isolation": base, "audit": {"require": {"commands": true}}}),
         )
         .await
         .unwrap();
@@ -400,18 +400,18 @@ async fn what_is_not_supported_is_refused_and_not_ignored() {
     );
     harness
         .sandbox(
-            "wants-egress",
-            json!({"policyRef": {"name": "egress"}, "command": ["true"]}),
+            "wants-audit",
+            json!({"policyRef": {"name": "audited"}, "command": ["true"]}),
         )
         .await
         .unwrap();
     let status = harness
-        .when("wants-egress", "PolicyNotReady", |s| {
+        .when("wants-audit", "PolicyNotReady", |s| {
             reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_READY
         })
         .await
         .unwrap();
-    assert!(message_of(&status, types::ACCEPTED).contains("spec.egress.allow"));
+    assert!(message_of(&status, types::ACCEPTED).contains("spec.audit.require"));
     harness.policy("plain", json!({"isolation": base})).await.unwrap();
     harness
         .sandbox(
