@@ -40,7 +40,7 @@ unit: ## Unit and property tests; generated files are current
 
 CASES ?= 20000
 fuzz: ## Property tests of every parser and budget with many more cases (CASES=20000)
-	PROPTEST_CASES=$(CASES) cargo test --locked -p agentsandbox-egress -p sandbox-supervisor -p sandbox-operator
+	PROPTEST_CASES=$(CASES) cargo test --locked -p agentsandbox-egress -p sandbox-gateway -p sandbox-supervisor -p sandbox-operator
 
 e2e: cluster ## End-to-end tests on a real cluster, which is ended afterwards
 	e2e/test.sh

@@ -17,13 +17,19 @@ e2e/install.sh test
     GATEWAY_CPU_MILLIS=20 >/dev/null
 "$cluster" --name test kubectl -n agentsandbox-system rollout status deployment/agentsandbox-operator --timeout=120s
 # Sandboxes of the egress tests run whole package managers and SDKs: on two processors no more than two fit.
-egress='--test budgets --test docs --test egress --test egress_credentials --test egress_live --test egress_refused --test models'
-others='--lib --bins --test api --test cluster --test lost_node --test network --test operator --test runs --test scenarios
-    --test security --test watched_namespace'
+egress='budgets docs egress egress_credentials egress_live egress_refused models'
+pairs='' others='--lib --bins'
+for file in e2e/tests/tests/*.rs; do
+    test=$(basename "$file" .rs)
+    case " $egress " in
+    *" $test "*) pairs="$pairs --test $test" ;;
+    *) others="$others --test $test" ;;
+    esac
+done
 failed=0
 # shellcheck disable=SC2086 # lists of words
 {
     cargo test --locked -p e2e --no-fail-fast $others -- --show-output --test-threads="${E2E_THREADS:-4}" "$@" || failed=1
-    cargo test --locked -p e2e --no-fail-fast $egress -- --show-output --test-threads=2 "$@" || failed=1
+    cargo test --locked -p e2e --no-fail-fast $pairs -- --show-output --test-threads=2 "$@" || failed=1
 }
 exit $failed

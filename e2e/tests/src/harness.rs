@@ -356,6 +356,15 @@ pub fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
+/// The YAML blocks of a page of the repository, in their order.
+#[must_use]
+pub fn yaml_blocks(page: &str) -> Vec<&str> {
+    page.split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect()
+}
+
 /// Name of an object.
 #[must_use]
 pub fn name_of(object: &impl ResourceExt) -> String {

@@ -7,23 +7,14 @@ use std::process::Stdio;
 use agentsandbox_api::condition::types;
 use agentsandbox_api::policy::SandboxPolicy;
 use e2e::Harness;
-use e2e::harness::repository;
+use e2e::harness::{repository, yaml_blocks};
 use kube::api::ListParams;
-
-/// The blocks of one language in a page.
-fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
-    let fence = format!("```{language}\n");
-    page.split(fence.as_str())
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect()
-}
 
 #[tokio::test]
 async fn every_policy_of_the_egress_page_gets_a_gateway() {
     let harness = Harness::start("docs").await.unwrap();
     let page = std::fs::read_to_string(repository().join("docs/egress.md")).unwrap();
-    let manifests = blocks(&page, "yaml");
+    let manifests = yaml_blocks(&page);
     for manifest in &manifests {
         let mut command = harness.cluster.kubectl();
         let mut kubectl = command

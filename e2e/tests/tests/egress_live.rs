@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
+use cluster::tools::hex;
 use e2e::Harness;
 use e2e::egress::policy;
 use kube::api::DeleteParams;
@@ -228,12 +229,4 @@ async fn each_decision_is_one_record_of_a_chain_whose_head_stands_in_status() {
             .any(|(_, record)| record["class"] == 4003 && record["destination"] == "evil.test")
     );
     harness.finish().await.unwrap();
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -4,7 +4,7 @@
 use agentsandbox_api::condition::types;
 use agentsandbox_api::sandbox::{AgentSandbox, Phase};
 use e2e::Harness;
-use e2e::harness::{is, name_of, repository};
+use e2e::harness::{is, name_of, repository, yaml_blocks};
 use e2e::scenarios::{SCENARIOS, Scenario};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -162,11 +162,7 @@ async fn pods_of_good_and_failed_runs_go_after_their_own_times_and_verdicts_stay
 async fn the_first_sandbox_of_the_readme_is_as_it_says() {
     let harness = Harness::start("readme").await.unwrap();
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
-    let blocks: Vec<&str> = readme
-        .split("```yaml\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let blocks = yaml_blocks(&readme);
     let [manifest, promised] = blocks.as_slice() else {
         panic!(
             "the README has a manifest and its status: {} blocks",
