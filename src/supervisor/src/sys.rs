@@ -118,7 +118,7 @@ impl Signals {
             let read = libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size);
             (usize::try_from(read) == Ok(size)).then(|| Signal {
                 number: i32::try_from(info.ssi_signo).unwrap_or_default(),
-                from_outside: info.ssi_pid == 0,
+                from_outside: info.ssi_pid == 0 && info.ssi_code >= 0,
             })
         }
     }
