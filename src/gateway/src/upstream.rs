@@ -215,8 +215,7 @@ pub async fn send_upgrade(
     let mut sender = Sender::Http1(sender);
     address(&mut request, origin, target, &sender)?;
     match &mut sender {
-        Sender::Http1(sender) => sender
-            .send_request(request)
+        Sender::Http1(sender) => send_http1(sender, request)
             .await
             .map_err(|_| Deny::UpstreamUnreachable),
         Sender::Http2(_) => Err(Deny::UpstreamUnreachable),
@@ -298,17 +297,8 @@ impl Sender {
     ) -> Result<(Response<Incoming>, Lease), Unsent> {
         match self {
             Self::Http1(mut sender) => {
-                let mut request = request;
-                let flooded = watch_interim(&mut request);
-                let answer = sender.try_send_request(request);
-                tokio::select! {
-                    answer = answer => match answer {
-                        Ok(response) => Ok((response, Lease::Http1(origin.clone(), sender))),
-                        Err(mut error) => Err(unsent(error.take_message())),
-                    },
-                    // Nobody waits for the answer any more: the connection is closed.
-                    () = flooded.cancelled() => Err(Unsent::Failed),
-                }
+                let response = send_http1(&mut sender, request).await?;
+                Ok((response, Lease::Http1(origin.clone(), sender)))
             }
             Self::Http2(mut sender) => match sender.try_send_request(request).await {
                 Ok(response) => Ok((response, Lease::Http2)),
@@ -318,16 +308,23 @@ impl Sender {
     }
 }
 
-/// Is cancelled when the request gets more interim answers than [`MAX_INTERIM`].
-fn watch_interim(request: &mut Request<Body>) -> CancellationToken {
+/// Sends a request, and waits for its answer through at most [`MAX_INTERIM`] interim ones.
+async fn send_http1(
+    sender: &mut http1::SendRequest<Body>,
+    mut request: Request<Body>,
+) -> Result<Response<Incoming>, Unsent> {
     let flooded = CancellationToken::new();
     let (tell, seen) = (flooded.clone(), AtomicUsize::new(0));
-    hyper::ext::on_informational(request, move |_| {
+    hyper::ext::on_informational(&mut request, move |_| {
         if seen.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
             tell.cancel();
         }
     });
-    flooded
+    tokio::select! {
+        answer = sender.try_send_request(request) => answer.map_err(|mut error| unsent(error.take_message())),
+        // Nobody waits for the answer any more: the connection is closed.
+        () = flooded.cancelled() => Err(Unsent::Failed),
+    }
 }
 
 fn unsent(request: Option<Request<Body>>) -> Unsent {

@@ -549,6 +549,30 @@ async fn websockets_open_where_a_rule_says_so_and_close_when_it_no_longer_does()
 }
 
 #[tokio::test]
+async fn a_flood_of_interim_answers_ends_the_request_for_a_websocket() {
+    let (harness, sandbox) = start(policy()).await;
+    let acceptor = tokio_rustls::TlsAcceptor::from(harness.world.server("ws.example.test", &["http/1.1"]));
+    let server = raw_server(move |stream| {
+        let accept = acceptor.accept(stream);
+        async move {
+            let mut stream = accept.await.unwrap();
+            read_head(&mut stream).await;
+            while stream
+                .write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+                .await
+                .is_ok()
+            {}
+        }
+    })
+    .await;
+    harness.network.route("ws.example.test", 443, server);
+    let mut stream = open(&harness, &sandbox, "ws.example.test", &[]).await;
+    let request = format!("GET /chat HTTP/1.1\r\nHost: ws.example.test\r\n{WEBSOCKET}");
+    let back = ask(&mut stream, &request).await;
+    assert!(back.starts_with("HTTP/1.1 502"), "{back}");
+}
+
+#[tokio::test]
 async fn other_changes_of_protocol_are_refused() {
     let (harness, sandbox) = start(policy()).await;
     for (host, path, fields) in [
