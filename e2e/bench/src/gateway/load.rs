@@ -188,27 +188,31 @@ async fn small_request(tunnel: &mut Tunnel, host: &str) -> Result<(), Error> {
     tunnel.write_all(request.as_bytes()).await?;
     let exchange = async {
         let mut answer = Vec::with_capacity(1 << 10);
-        let head_end = loop {
+        let mut end = None;
+        while end.is_none_or(|end| answer.len() < end) {
             if tunnel.read_buf(&mut answer).await? == 0 {
                 return Err::<(), Error>("the answer broke off".into());
             }
-            if let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                break end + 4;
-            }
-        };
-        let head = String::from_utf8_lossy(&answer[..head_end]);
-        if !head.starts_with("HTTP/1.1 200") {
-            return Err(format!("answered: {head}").into());
-        }
-        let end = head_end + content_length(&head)?;
-        while answer.len() < end {
-            if tunnel.read_buf(&mut answer).await? == 0 {
-                return Err("the answer broke off".into());
+            if end.is_none() {
+                end = end_of(&answer)?;
             }
         }
         Ok(())
     };
     timeout(PATIENCE, exchange).await?
+}
+
+/// Where a good answer ends, once its head is whole.
+fn end_of(answer: &[u8]) -> Result<Option<usize>, Error> {
+    let Some(blank) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let body = blank + 4;
+    let head = String::from_utf8_lossy(&answer[..body]);
+    if !head.starts_with("HTTP/1.1 200") {
+        return Err(format!("answered: {head}").into());
+    }
+    Ok(Some(body + content_length(&head)?))
 }
 
 fn content_length(head: &str) -> Result<usize, Error> {

@@ -154,7 +154,7 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
     let all = sched_getaffinity(Pid::this())?;
     let mut one = CpuSet::new();
     let first = (0..CpuSet::count()).find(|index| all.is_set(*index).unwrap_or(false));
-    one.set(first.unwrap_or_default())?;
+    one.set(first.ok_or("no processor to run on")?)?;
     let steps = plan.rounds * (CONNECTIONS.len() + 2);
     // All take turns in each round, so that what else the machine does meets all of them.
     for round in 0..plan.rounds {
@@ -162,13 +162,18 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
             progress(round * (CONNECTIONS.len() + 2) + index, steps);
             // One request at a time needs one processor. On several, each hand-over from process to process waits until an
             // idle one has woken up, which on a virtual machine takes longer than the work that is measured.
-            run_on(&world, &subjects, if *connections == 1 { &one } else { &all })?;
+            let in_turn = *connections == 1;
+            if in_turn {
+                run_on(&world, &subjects, &one)?;
+            }
             for subject in &mut subjects {
                 let found = subject.client.kept(subject.host, *connections, plan.time).await?;
                 subject.row.kept[index].push(found);
             }
+            if in_turn {
+                run_on(&world, &subjects, &all)?;
+            }
         }
-        run_on(&world, &subjects, &all)?;
         progress(round * (CONNECTIONS.len() + 2) + CONNECTIONS.len(), steps);
         for subject in &mut subjects {
             let found = subject.client.fresh(subject.host, FRESH, plan.time).await?;
