@@ -1,5 +1,6 @@
 //! Types of the Agent Sandbox Operator. No I/O, and no dependency on any other crate of the project.
 //!
+//! * [`action`]: the records of the action log.
 //! * [`sandbox`] and [`policy`]: the two custom resources of group `agentsandbox.dev`, version `v1alpha1`.
 //! * [`condition`]: the condition types and reasons that stand in their status.
 //! * [`run`]: what operator, recorder and supervisor exchange: the run spec and the completion record.
@@ -7,6 +8,7 @@
 //! * [`isolation`]: how the isolation level that really holds is told from what was observed.
 //! * [`names`]: labels, annotations, finalizers, paths and environment names that the project owns.
 
+pub mod action;
 #[cfg(feature = "crd")]
 pub mod condition;
 pub mod gateway;

@@ -357,6 +357,8 @@ mod tests {
             }),
             network: None,
             usage: MeasuredUsage::default(),
+            audit: None,
+            steps: None,
         }
     }
 

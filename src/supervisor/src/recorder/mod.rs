@@ -472,6 +472,7 @@ impl Recorder {
                     self.started.store(true, Ordering::Release);
                     continue;
                 }
+                Received::Message(FromSupervisor::Capture(_) | FromSupervisor::Actions(_)) => continue,
                 Received::Message(FromSupervisor::Ended(ended)) => return self.end(*ended),
                 Received::Message(FromSupervisor::Hello(_)) | Received::Broken => {
                     return self.early_end(
@@ -541,6 +542,8 @@ impl Recorder {
             isolation: self.isolation.clone(),
             network: (self.network.rounds > 0).then(|| self.network.clone()),
             usage: MeasuredUsage::default(),
+            audit: None,
+            steps: None,
         }
     }
 }

@@ -82,6 +82,7 @@ mod tests {
                 started_at_ms: Some(1), ended_at_ms: Some(2), reason: Reason::NonZeroExit, exit_code: Some(3), signal: None,
                 message, stderr_tail: stderr, output: Some(output), isolation: None,
                 network: Some(ObservedNetwork { isolated_at_ms: None, rounds: 1, probes }), usage: MeasuredUsage::default(),
+                audit: None, steps: None,
             };
             let text = encode(&record);
             prop_assert!(text.len() <= RECORD_MAX_BYTES);
