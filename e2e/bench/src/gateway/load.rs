@@ -187,12 +187,25 @@ async fn small_request(tunnel: &mut Tunnel, host: &str) -> Result<(), Error> {
     let request = format!("GET /status?code=200 HTTP/1.1\r\nHost: {host}\r\n\r\n");
     tunnel.write_all(request.as_bytes()).await?;
     let exchange = async {
-        let head = read_head(tunnel).await?;
+        let mut answer = Vec::with_capacity(1 << 10);
+        let head_end = loop {
+            if tunnel.read_buf(&mut answer).await? == 0 {
+                return Err::<(), Error>("the answer broke off".into());
+            }
+            if let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let head = String::from_utf8_lossy(&answer[..head_end]);
         if !head.starts_with("HTTP/1.1 200") {
-            return Err::<(), Error>(format!("answered: {head}").into());
+            return Err(format!("answered: {head}").into());
         }
-        let mut body = vec![0; content_length(&head)?];
-        tunnel.read_exact(&mut body).await?;
+        let end = head_end + content_length(&head)?;
+        while answer.len() < end {
+            if tunnel.read_buf(&mut answer).await? == 0 {
+                return Err("the answer broke off".into());
+            }
+        }
         Ok(())
     };
     timeout(PATIENCE, exchange).await?

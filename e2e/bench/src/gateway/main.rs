@@ -12,6 +12,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 
 use crate::load::{Client, Error, Road};
 use crate::rivals::{Proxy, Rival, World};
@@ -149,16 +151,24 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
         subject.row.resident_per_tunnel = proxy.resident().saturating_sub(begun) / plan.idle.max(1) as u64;
         drop(tunnels);
     }
+    let all = sched_getaffinity(Pid::this())?;
+    let mut one = CpuSet::new();
+    let first = (0..CpuSet::count()).find(|index| all.is_set(*index).unwrap_or(false));
+    one.set(first.unwrap_or_default())?;
     let steps = plan.rounds * (CONNECTIONS.len() + 2);
     // All take turns in each round, so that what else the machine does meets all of them.
     for round in 0..plan.rounds {
         for (index, connections) in CONNECTIONS.iter().enumerate() {
             progress(round * (CONNECTIONS.len() + 2) + index, steps);
+            // One request at a time needs one processor. On several, each hand-over from process to process waits until an
+            // idle one has woken up, which on a virtual machine takes longer than the work that is measured.
+            run_on(&world, &subjects, if *connections == 1 { &one } else { &all })?;
             for subject in &mut subjects {
                 let found = subject.client.kept(subject.host, *connections, plan.time).await?;
                 subject.row.kept[index].push(found);
             }
         }
+        run_on(&world, &subjects, &all)?;
         progress(round * (CONNECTIONS.len() + 2) + CONNECTIONS.len(), steps);
         for subject in &mut subjects {
             let found = subject.client.fresh(subject.host, FRESH, plan.time).await?;
@@ -184,6 +194,14 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
     }
     world.stop();
     Ok(Report { rows })
+}
+
+/// Lets everything that takes part run on these processors only.
+fn run_on(world: &World, subjects: &[Subject], processors: &CpuSet) -> Result<(), Error> {
+    rivals::run_on(std::process::id(), processors)?;
+    world.run_on(processors)?;
+    let mut proxies = subjects.iter().filter_map(|subject| subject.proxy.as_ref());
+    proxies.try_for_each(|proxy| proxy.run_on(processors))
 }
 
 /// A proxy that is measured, or the road without one.

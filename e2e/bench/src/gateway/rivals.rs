@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use tokio::net::TcpStream;
 
 use crate::alone;
@@ -77,6 +80,11 @@ impl World {
     /// Certificate of its authority (PEM).
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// Lets it run on these processors only.
+    pub fn run_on(&self, processors: &CpuSet) -> Result<(), Error> {
+        run_on(self.process.id(), processors)
     }
 
     /// Ends it.
@@ -175,6 +183,13 @@ impl Proxy {
         crate::load::to_f64(ticks) / 100.0
     }
 
+    /// Lets the process and its children run on these processors only.
+    pub fn run_on(&self, processors: &CpuSet) -> Result<(), Error> {
+        family(self.process.id())
+            .into_iter()
+            .try_for_each(|pid| run_on(pid, processors))
+    }
+
     /// Ends it, and its children.
     pub fn stop(mut self) {
         for pid in family(self.process.id()).into_iter().rev() {
@@ -187,6 +202,18 @@ impl Proxy {
         }
         let _ = self.process.wait();
     }
+}
+
+/// Lets all threads of a process run on these processors only. One that has just ended is no error.
+pub fn run_on(pid: u32, processors: &CpuSet) -> Result<(), Error> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?.file_name().to_string_lossy().parse()?;
+        match sched_setaffinity(Pid::from_raw(thread), processors) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A process and everything below it.
