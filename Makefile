@@ -45,10 +45,11 @@ fuzz: ## Property tests of every parser and budget with many more cases (CASES=2
 e2e: cluster ## End-to-end tests on a real cluster, which is ended afterwards
 	e2e/test.sh
 
-bench: cluster ## Benchmarks on a real cluster, which is ended afterwards
+bench: cluster ## All benchmarks: on a real cluster, which is ended afterwards, and of the egress gateway
 	e2e/bench.sh
+	e2e/bench-gateway.sh
 
-bench-gateway: ## Benchmark of the egress gateway beside squid and mitmproxy
+bench-gateway: ## Only the egress gateway, beside squid and mitmproxy
 	e2e/bench-gateway.sh
 
 generate: ## Write the files that are generated from the API's types

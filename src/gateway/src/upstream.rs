@@ -1,6 +1,7 @@
 //! Connections to destinations. Each belongs to one run: nothing that one sends can meet what another one reads.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
 use crate::network::reach_host;
@@ -27,6 +29,8 @@ const IDLE_PER_ORIGIN: usize = 256;
 const MAX_HEAD: usize = 64 << 10;
 /// Most header fields of an answer.
 const MAX_HEADERS: usize = 200;
+/// Most interim answers (1xx) to one request. A server has use for one or two.
+const MAX_INTERIM: usize = 16;
 /// What HTTP/2 keeps for one stream, and for one connection, in bytes.
 const STREAM_WINDOW: u32 = 512 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -293,16 +297,37 @@ impl Sender {
         request: Request<Body>,
     ) -> Result<(Response<Incoming>, Lease), Unsent> {
         match self {
-            Self::Http1(mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Lease::Http1(origin.clone(), sender))),
-                Err(mut error) => Err(unsent(error.take_message())),
-            },
+            Self::Http1(mut sender) => {
+                let mut request = request;
+                let flooded = watch_interim(&mut request);
+                let answer = sender.try_send_request(request);
+                tokio::select! {
+                    answer = answer => match answer {
+                        Ok(response) => Ok((response, Lease::Http1(origin.clone(), sender))),
+                        Err(mut error) => Err(unsent(error.take_message())),
+                    },
+                    // Nobody waits for the answer any more: the connection is closed.
+                    () = flooded.cancelled() => Err(Unsent::Failed),
+                }
+            }
             Self::Http2(mut sender) => match sender.try_send_request(request).await {
                 Ok(response) => Ok((response, Lease::Http2)),
                 Err(mut error) => Err(unsent(error.take_message())),
             },
         }
     }
+}
+
+/// Is cancelled when the request gets more interim answers than [`MAX_INTERIM`].
+fn watch_interim(request: &mut Request<Body>) -> CancellationToken {
+    let flooded = CancellationToken::new();
+    let (tell, seen) = (flooded.clone(), AtomicUsize::new(0));
+    hyper::ext::on_informational(request, move |_| {
+        if seen.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
+            tell.cancel();
+        }
+    });
+    flooded
 }
 
 fn unsent(request: Option<Request<Body>>) -> Unsent {

@@ -1,5 +1,6 @@
 //! Requests that two servers could read in two ways, and clients that take their time.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -217,4 +218,41 @@ async fn an_idle_connection_is_closed_and_an_answer_that_takes_long_is_not() {
     let mut back = Vec::new();
     stream.read_to_end(&mut back).await.unwrap();
     assert!(back.ends_with(b"abcbc"), "{}", String::from_utf8_lossy(&back));
+}
+
+#[tokio::test]
+async fn a_few_interim_answers_are_passed_over_and_a_flood_ends_the_request() {
+    let policy = json!({"egress": {"allow": [{"host": "plain.example.test", "tls": "None"}]}});
+    let harness = Harness::with(policy, &[]).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let server = raw_server(move |mut stream| {
+        let counted = counted.clone();
+        async move {
+            let few = read_head(&mut stream).await.starts_with("GET /few");
+            for _ in 0..if few { 5 } else { usize::MAX } {
+                let interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+                if stream.write_all(interim).await.is_err() {
+                    return;
+                }
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await;
+        }
+    })
+    .await;
+    harness.network.route("plain.example.test", 80, server);
+    let sandbox = harness.sandbox("one", 11).await;
+    for (path, expected) in [("/few", "HTTP/1.1 200"), ("/flood", "HTTP/1.1 502")] {
+        let mut stream = connect_from(sandbox.address, harness.ports.http).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: plain.example.test\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let back = read_response(&mut stream).await;
+        assert!(back.starts_with(expected), "{path}: {back}");
+    }
+    // What was on its way in buffers, and not what a server could send until a patience ends.
+    let sent = sent.load(Ordering::Relaxed);
+    println!("{sent} interim answers before the gateway hung up");
 }
