@@ -236,7 +236,10 @@ pub enum FromSupervisor {
         at_ms: u64,
     },
     /// What was seen since the last such message, in order.
-    Actions(Vec<Seen>),
+    Actions {
+        /// The actions.
+        actions: Vec<Seen>,
+    },
     /// The command and everything it started has ended.
     Ended(Box<Ended>),
 }

@@ -84,7 +84,8 @@ pub struct Signals(OwnedFd);
 pub struct Signal {
     /// Its number.
     pub number: i32,
-    /// Whether it came from outside this pid namespace: senders inside have a process id here.
+    /// Whether it came from outside this pid namespace: senders inside have a process id here. Whoever writes the
+    /// signal's origin by hand (sigqueue(3)) can leave that out, and is known by a negative code.
     pub from_outside: bool,
 }
 
@@ -118,7 +119,7 @@ impl Signals {
             let read = libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size);
             (usize::try_from(read) == Ok(size)).then(|| Signal {
                 number: i32::try_from(info.ssi_signo).unwrap_or_default(),
-                from_outside: info.ssi_pid == 0,
+                from_outside: info.ssi_pid == 0 && info.ssi_code >= 0,
             })
         }
     }
@@ -337,4 +338,30 @@ pub fn before_exec(
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_with_an_origin_written_by_hand_is_not_from_outside() {
+        let signals = Signals::take(&[libc::SIGUSR1]).unwrap();
+        // SAFETY: an all-zero siginfo is valid; the call reads it, and signals this thread only.
+        let sent = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            info.si_signo = libc::SIGUSR1;
+            info.si_code = libc::SI_QUEUE;
+            libc::syscall(
+                libc::SYS_rt_tgsigqueueinfo,
+                libc::getpid(),
+                libc::gettid(),
+                libc::SIGUSR1,
+                &raw mut info,
+            )
+        };
+        assert_eq!(sent, 0);
+        let signal = signals.next().unwrap();
+        assert_eq!((signal.number, signal.from_outside), (libc::SIGUSR1, false));
+    }
 }

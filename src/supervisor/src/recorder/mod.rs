@@ -472,7 +472,7 @@ impl Recorder {
                     self.started.store(true, Ordering::Release);
                     continue;
                 }
-                Received::Message(FromSupervisor::Capture(_) | FromSupervisor::Actions(_)) => continue,
+                Received::Message(FromSupervisor::Capture(_) | FromSupervisor::Actions { .. }) => continue,
                 Received::Message(FromSupervisor::Ended(ended)) => return self.end(*ended),
                 Received::Message(FromSupervisor::Hello(_)) | Received::Broken => {
                     return self.early_end(
