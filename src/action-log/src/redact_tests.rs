@@ -215,7 +215,7 @@ fn a_long_hostile_text_takes_no_long() {
         let _ = redact(&piece.repeat((64 << 10) / piece.len()));
     }
     assert!(
-        begun.elapsed() < std::time::Duration::from_secs(60),
+        begun.elapsed() < std::time::Duration::from_mins(1),
         "{:?}",
         begun.elapsed()
     );

@@ -361,7 +361,9 @@ mod tests {
         };
         let read = |lines: &[String]| {
             let mut verifier = Verifier::of_gateway("a");
-            lines.iter().for_each(|line| verifier.line(line));
+            for line in lines {
+                verifier.line(line);
+            }
             verifier.finish(Some(&expected))
         };
         let report = read(&lines);
