@@ -349,9 +349,9 @@ mod tests {
     #[test]
     fn a_flood_stays_in_its_budget_and_what_matters_is_still_written() {
         let (mut log, lines) = open(None);
-        let long = "x".repeat(2000);
+        let path = "x".repeat(2000);
         for _ in 0..10_000 {
-            log.write(exec(&long));
+            log.write(exec(&path));
         }
         log.write(Seen {
             at_ms: 2,
