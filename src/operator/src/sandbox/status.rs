@@ -184,6 +184,7 @@ fn finished(status: &mut AgentSandboxStatus, world: &World<'_>, verdict: &Verdic
         status.network.clone_from(&verdict.network);
     }
     status.usage.clone_from(&verdict.usage);
+    status.audit.clone_from(&verdict.audit);
     status.result = Some(RunResult {
         exit_code: verdict.exit_code,
         signal: verdict.signal,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use agentsandbox_api::action::AuditSummary;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{CompletionRecord, Figure, MeasuredUsage, RECORD_VERSION};
-use agentsandbox_api::sandbox::{Evidence, NetworkStatus, Usage};
+use agentsandbox_api::sandbox::{AuditStatus, Evidence, NetworkStatus, Usage};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -38,6 +39,8 @@ pub struct Verdict {
     pub network: Option<NetworkStatus>,
     /// What the run used.
     pub usage: Option<Usage>,
+    /// The action log in figures.
+    pub audit: Option<AuditStatus>,
 }
 
 impl Verdict {
@@ -57,6 +60,7 @@ impl Verdict {
             guest_kernel: None,
             network: None,
             usage: None,
+            audit: None,
         }
     }
 }
@@ -129,7 +133,15 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
             rounds: i32::try_from(network.rounds).ok(),
             probes: network.probes.clone(),
         }),
-        usage: record.started.then(|| usage(&record.usage)),
+        usage: record.started.then(|| Usage {
+            commands: record.audit.as_ref().and_then(|audit| audit.commands.map(count)),
+            files_changed: record
+                .audit
+                .as_ref()
+                .and_then(|audit| audit.files_changed.map(count)),
+            ..usage(&record.usage)
+        }),
+        audit: record.audit.as_ref().map(audit),
     }
 }
 
@@ -325,6 +337,25 @@ fn usage(measured: &MeasuredUsage) -> Usage {
     }
 }
 
+/// The log as the record tells of it: the guest's own account. Text that is no hash is not passed on.
+fn audit(summary: &AuditSummary) -> AuditStatus {
+    let is_hash = |head: &String| head.len() == 64 && head.bytes().all(|byte| byte.is_ascii_hexdigit());
+    AuditStatus {
+        records: count(summary.records),
+        head: summary.head.clone().filter(is_hash),
+        capture: summary.capture,
+        suppressed: count(summary.suppressed),
+        unreadable: count(summary.unreadable),
+        lost: count(summary.lost),
+        evidence: Evidence::Guest,
+    }
+}
+
+/// A count as the API holds it.
+fn count(figure: u64) -> i64 {
+    i64::try_from(figure).unwrap_or(i64::MAX)
+}
+
 fn timestamp(ms: Option<u64>) -> Option<Timestamp> {
     Timestamp::from_millisecond(i64::try_from(ms?).ok()?).ok()
 }
@@ -423,6 +454,35 @@ mod tests {
         let mut restarted = view(Some(&good), 0, "Completed");
         restarted.recorder.restarts = 1;
         assert_eq!(reason_of(&restarted), Reason::SandboxLost);
+    }
+
+    #[test]
+    fn the_log_in_figures_is_the_guests_account() {
+        let mut told = record(Reason::Completed, 0);
+        told.audit = Some(AuditSummary {
+            records: u64::MAX,
+            head: Some("not a hash".into()),
+            suppressed: 2,
+            commands: Some(3),
+            files_changed: None,
+            ..AuditSummary::default()
+        });
+        let expected = Expected {
+            sandbox_uid: "sandbox",
+            run_id: "",
+            minimum: IsolationLevel::UserspaceKernel,
+            node_boot_id: None,
+        };
+        let verdict = judge(
+            &view(Some(&told), 0, "Completed"),
+            expected,
+            Timestamp::UNIX_EPOCH,
+        );
+        let audit = verdict.audit.unwrap();
+        assert_eq!((audit.records, audit.head, audit.suppressed), (i64::MAX, None, 2));
+        assert_eq!(audit.evidence, Evidence::Guest);
+        let usage = verdict.usage.unwrap();
+        assert_eq!((usage.commands, usage.files_changed), (Some(3), None));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! completion record where no code of the user's can.
 
 mod environment;
+mod log;
 mod probe;
 mod record;
 mod register;
@@ -15,18 +16,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
+use agentsandbox_api::action::{Action, Capture, Means};
 use agentsandbox_api::isolation::{IsolationLevel, observed_level};
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{
     CompletionRecord, Ended, Evidence, FileSpec, FromRecorder, FromSupervisor, MeasuredUsage,
-    ObservedIsolation, ObservedNetwork, RECORD_VERSION, RunSpec,
+    ObservedIsolation, ObservedNetwork, RECORD_VERSION, RequiredCapture, RunSpec,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::protocol::{Channel, FROM_SUPERVISOR_MAX, Received};
 use crate::sys::{self, Signals};
+use log::Log;
 use probe::Round;
 use register::Registration;
 
@@ -36,6 +39,10 @@ const RETRY: Duration = Duration::from_millis(100);
 const MOUNTED_FILES_MAX: u64 = 1 << 20;
 /// From SIGTERM on, how long the supervisor may take to report: below the pod's grace.
 const LAST_WORDS: Duration = Duration::from_secs(8);
+/// How long the supervisor may take to say what it captures.
+const CAPTURE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the loop sleeps at most while the log's pipe is stalled.
+const STALLED_TICK: Duration = Duration::from_millis(20);
 /// How long the loop sleeps at most.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -93,6 +100,8 @@ struct Recorder {
     gateway: Option<Result<Registration, String>>,
     /// The certificate that the supervisor was given last.
     certificate: Option<String>,
+    /// The action log.
+    log: Log,
 }
 
 /// What the recorder decided before the start.
@@ -103,9 +112,19 @@ enum Verdict {
 
 impl Recorder {
     fn new(spec: RunSpec) -> Self {
+        let pod_uid = std::env::var(names::ENV_POD_UID).unwrap_or_default();
+        let begin = Action::Begin {
+            namespace: spec.namespace.clone(),
+            sandbox: spec.sandbox.clone(),
+            pod_uid: pod_uid.clone(),
+            run_id: spec.run_id.clone(),
+            policy: spec.policy.clone(),
+            capture: Capture::default(),
+        };
         Self {
             spec,
-            pod_uid: std::env::var(names::ENV_POD_UID).unwrap_or_default(),
+            pod_uid,
+            log: Log::start(begin, std::io::stdout()),
             begun: Instant::now(),
             started: Arc::new(AtomicBool::new(false)),
             network: ObservedNetwork {
@@ -150,7 +169,7 @@ impl Recorder {
             .as_ref()
             .map(|access| Registration::start(access, &self.pod_uid));
         let rounds = self.start_probing();
-        let record = match self.meet(&listener, &rounds, signals) {
+        let mut record = match self.meet(&listener, &rounds, signals) {
             Some(channel) => {
                 // From here on nobody else can speak for the supervisor.
                 drop(listener);
@@ -161,6 +180,11 @@ impl Recorder {
                 "the supervisor never came; the agent container did not start".to_owned(),
             ),
         };
+        let end = Action::End {
+            reason: record.reason,
+            exit_code: record.exit_code,
+        };
+        record.audit = Some(self.log.finish(end, log::PATIENCE));
         record::write(&record);
         wait_for_term(signals);
         0
@@ -267,7 +291,10 @@ impl Recorder {
             }
         };
         let verdict = match self.check(&evidence) {
-            Verdict::Go => self.await_isolation(rounds, signals),
+            Verdict::Go => match self.check_capture(&mut channel, signals) {
+                Verdict::Go => self.await_isolation(rounds, signals),
+                no_go @ Verdict::NoGo(..) => no_go,
+            },
             no_go @ Verdict::NoGo(..) => no_go,
         };
         let command = match verdict {
@@ -348,6 +375,37 @@ impl Recorder {
             Verdict::Go
         } else {
             Verdict::NoGo(Reason::UnexpectedPrivilege, excess.join(", "))
+        }
+    }
+
+    /// Hears what the supervisor captures, and checks it against what the policy demands.
+    fn check_capture(&mut self, channel: &mut Channel, signals: &Signals) -> Verdict {
+        let begun = Instant::now();
+        loop {
+            match channel.receive::<FromSupervisor>() {
+                Received::Message(FromSupervisor::Capture(capture)) => {
+                    self.log.captures(capture);
+                    let missing = missing_capture(self.spec.audit, capture);
+                    return if missing.is_empty() {
+                        Verdict::Go
+                    } else {
+                        let message = format!(
+                            "the policy demands capture of what this sandbox can't capture: {missing}"
+                        );
+                        Verdict::NoGo(Reason::AuditUnavailable, message)
+                    };
+                }
+                Received::Nothing if begun.elapsed() < CAPTURE_TIMEOUT => {
+                    if has_term(signals) {
+                        return Verdict::NoGo(Reason::Stopped, "the pod is being deleted".to_owned());
+                    }
+                    sys::wait_readable(&[channel.stream().as_fd(), signals.as_fd()], TICK);
+                }
+                _ => {
+                    let message = "the supervisor did not say what it captures".to_owned();
+                    return Verdict::NoGo(Reason::AuditUnavailable, message);
+                }
+            }
         }
     }
 
@@ -466,15 +524,32 @@ impl Recorder {
         let mut last_words = None;
         let mut stopped = false;
         loop {
-            match channel.receive::<FromSupervisor>() {
+            let mut taken = false;
+            // While the log's pipe is stalled no actions are taken, so that the command waits; of a supervisor that has
+            // left, or must leave, everything is.
+            let stalled =
+                !self.log.has_room() && last_words.is_none() && !sys::has_hung_up(channel.stream().as_fd());
+            let received = if stalled {
+                Received::Nothing
+            } else {
+                channel.receive::<FromSupervisor>()
+            };
+            match received {
                 Received::Message(FromSupervisor::Started { at_ms }) => {
                     self.started_at_ms = Some(at_ms);
                     self.started.store(true, Ordering::Release);
                     continue;
                 }
-                Received::Message(FromSupervisor::Capture(_) | FromSupervisor::Actions { .. }) => continue,
+                // An end of the loop's round for each batch: signals and probes are heard in a flood as well.
+                Received::Message(FromSupervisor::Actions { actions }) => {
+                    taken = true;
+                    for seen in actions {
+                        self.log.write(seen);
+                    }
+                }
                 Received::Message(FromSupervisor::Ended(ended)) => return self.end(*ended),
-                Received::Message(FromSupervisor::Hello(_)) | Received::Broken => {
+                Received::Message(FromSupervisor::Hello(_) | FromSupervisor::Capture(_))
+                | Received::Broken => {
                     return self.early_end(
                         Reason::SandboxLost,
                         "the supervisor was ended without a report".to_owned(),
@@ -502,11 +577,17 @@ impl Recorder {
                     "the supervisor did not report its end".to_owned(),
                 );
             }
-            let mut awaited = vec![channel.stream().as_fd(), signals.as_fd()];
+            if taken {
+                continue;
+            }
+            let mut awaited = vec![signals.as_fd()];
+            if !stalled {
+                awaited.push(channel.stream().as_fd());
+            }
             if let Some(Ok(registration)) = &self.gateway {
                 awaited.push(registration.as_fd());
             }
-            sys::wait_readable(&awaited, TICK);
+            sys::wait_readable(&awaited, if stalled { STALLED_TICK } else { TICK });
         }
     }
 
@@ -548,6 +629,20 @@ impl Recorder {
     }
 }
 
+/// What is demanded and not captured, by name.
+fn missing_capture(required: RequiredCapture, capture: Capture) -> String {
+    [
+        ("commands", required.commands, capture.commands),
+        ("files", required.files, capture.files),
+        ("network", required.network, capture.network),
+    ]
+    .into_iter()
+    .filter(|(_, required, means)| *required && *means == Means::None)
+    .map(|(name, ..)| name)
+    .collect::<Vec<_>>()
+    .join(", ")
+}
+
 fn has_term(signals: &Signals) -> bool {
     let mut found = false;
     while let Some(signal) = signals.next() {
@@ -560,5 +655,27 @@ fn has_term(signals: &Signals) -> bool {
 fn wait_for_term(signals: &Signals) {
     while !has_term(signals) {
         sys::wait_readable(&[signals.as_fd()], Duration::from_mins(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn demanded_capture_that_is_missing_is_named() {
+        let required = RequiredCapture {
+            commands: true,
+            files: true,
+            network: false,
+        };
+        let none = Capture::default();
+        assert_eq!(missing_capture(required, none), "commands, files");
+        assert_eq!(missing_capture(RequiredCapture::default(), none), "");
+        let commands = Capture {
+            commands: Means::Ptrace,
+            ..none
+        };
+        assert_eq!(missing_capture(required, commands), "files");
     }
 }

@@ -67,6 +67,7 @@ pub fn write(record: &CompletionRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agentsandbox_api::action::AuditSummary;
     use agentsandbox_api::reason::Reason;
     use agentsandbox_api::run::{MeasuredUsage, ObservedNetwork, ProbeOutcome};
     use proptest::prelude::*;
@@ -82,11 +83,14 @@ mod tests {
                 started_at_ms: Some(1), ended_at_ms: Some(2), reason: Reason::NonZeroExit, exit_code: Some(3), signal: None,
                 message, stderr_tail: stderr, output: Some(output), isolation: None,
                 network: Some(ObservedNetwork { isolated_at_ms: None, rounds: 1, probes }), usage: MeasuredUsage::default(),
-                audit: None, steps: None,
+                audit: Some(AuditSummary { records: u64::MAX, head: Some("f".repeat(64)), suppressed: u64::MAX, unreadable: u64::MAX, lost: u64::MAX,
+                    commands: Some(u64::MAX), files_changed: Some(u64::MAX), ..AuditSummary::default() }),
+                steps: None,
             };
             let text = encode(&record);
             prop_assert!(text.len() <= RECORD_MAX_BYTES);
             let read: CompletionRecord = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(&read.audit, &record.audit);
             prop_assert_eq!((read.exit_code, read.sandbox_uid, read.pod_uid), (record.exit_code, record.sandbox_uid, record.pod_uid));
         }
     }

@@ -56,6 +56,10 @@ pub fn run() -> i32 {
     if channel.send(&FromSupervisor::Hello(evidence::gather())).is_err() {
         return no_go("the recorder is gone");
     }
+    let capture = agentsandbox_api::action::Capture::default();
+    if channel.send(&FromSupervisor::Capture(capture)).is_err() {
+        return no_go("the recorder is gone");
+    }
     match await_go(&mut channel, &signals) {
         Ok(spec) => Run::new(*spec, signals, channel).finish(),
         Err(why) => no_go(&why),
