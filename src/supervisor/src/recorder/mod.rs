@@ -6,6 +6,7 @@ mod probe;
 mod record;
 mod register;
 mod startup;
+mod steps;
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, TcpListener};
@@ -26,9 +27,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::protocol::{Channel, FROM_SUPERVISOR_MAX, Received};
-use crate::sys::{self, Signals};
+use crate::sys::{self, Awaited, Signals};
 use probe::Round;
 use register::Registration;
+use steps::Steps;
 
 /// Between two rounds of the probe while a destination is still open.
 const RETRY: Duration = Duration::from_millis(100);
@@ -36,6 +38,8 @@ const RETRY: Duration = Duration::from_millis(100);
 const MOUNTED_FILES_MAX: u64 = 1 << 20;
 /// From SIGTERM on, how long the supervisor may take to report: below the pod's grace.
 const LAST_WORDS: Duration = Duration::from_secs(8);
+/// How long callers whose steps the run's end has ended may take to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -93,6 +97,8 @@ struct Recorder {
     gateway: Option<Result<Registration, String>>,
     /// The certificate that the supervisor was given last.
     certificate: Option<String>,
+    /// Whoever asks for steps or the run's state; absent if the socket could not be made.
+    steps: Option<Steps>,
 }
 
 /// What the recorder decided before the start.
@@ -120,6 +126,7 @@ impl Recorder {
             unreachable: None,
             gateway: None,
             certificate: None,
+            steps: None,
         }
     }
 
@@ -144,6 +151,13 @@ impl Recorder {
                 return 1;
             }
         };
+        self.steps = match Steps::listen(self.spec.session) {
+            Ok(steps) => Some(steps),
+            Err(error) => {
+                eprintln!("sandbox-supervisor: {}: {error}", names::PATH_STEPS);
+                None
+            }
+        };
         self.gateway = self
             .spec
             .gateway
@@ -162,6 +176,9 @@ impl Recorder {
             ),
         };
         record::write(&record);
+        if let Some(steps) = self.steps.take() {
+            steps.close(record.reason, FAREWELL);
+        }
         wait_for_term(signals);
         0
     }
@@ -267,6 +284,10 @@ impl Recorder {
             }
         };
         let verdict = match self.check(&evidence) {
+            Verdict::Go if self.spec.session.is_some() && self.steps.is_none() => Verdict::NoGo(
+                Reason::StartTimeout,
+                "the recorder could not open its socket, by which steps come".to_owned(),
+            ),
             Verdict::Go => self.await_isolation(rounds, signals),
             no_go @ Verdict::NoGo(..) => no_go,
         };
@@ -407,7 +428,7 @@ impl Recorder {
         if standing.bound && standing.certificate != self.certificate {
             self.certificate.clone_from(&standing.certificate);
             if let Some(certificate) = standing.certificate {
-                let _ = channel.send(&FromRecorder::Trust { certificate });
+                let _ = channel.queue(&FromRecorder::Trust { certificate });
             }
         }
     }
@@ -470,6 +491,22 @@ impl Recorder {
                 Received::Message(FromSupervisor::Started { at_ms }) => {
                     self.started_at_ms = Some(at_ms);
                     self.started.store(true, Ordering::Release);
+                    if let Some(steps) = &mut self.steps {
+                        steps.begin();
+                    }
+                    continue;
+                }
+                Received::Message(FromSupervisor::Step { step, news }) => {
+                    if let Some(steps) = &mut self.steps {
+                        steps.news(step, news, channel);
+                    }
+                    let _ = channel.flush();
+                    continue;
+                }
+                Received::Message(FromSupervisor::Report(report)) => {
+                    if let Some(steps) = &mut self.steps {
+                        steps.report(&steps.state(*report, self.started_at_ms));
+                    }
                     continue;
                 }
                 Received::Message(FromSupervisor::Capture(_) | FromSupervisor::Actions(_)) => continue,
@@ -487,12 +524,17 @@ impl Recorder {
             {
                 stopped = true;
                 let message = format!("a forbidden destination became reachable during the run: {wrong}");
-                let _ = channel.send(&FromRecorder::Stop {
-                    reason: Reason::NetworkNotIsolated,
-                    message,
-                });
+                self.stop(channel, Reason::NetworkNotIsolated, message);
             }
             self.renew_trust(channel);
+            if let Some((reason, message)) = self.serve_steps(channel)
+                && !stopped
+            {
+                stopped = true;
+                self.stop(channel, reason, message);
+            }
+            // A connection that is broken is noticed where it is read.
+            let _ = channel.flush();
             if has_term(signals) {
                 last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             }
@@ -502,11 +544,49 @@ impl Recorder {
                     "the supervisor did not report its end".to_owned(),
                 );
             }
-            let mut awaited = vec![channel.stream().as_fd(), signals.as_fd()];
-            if let Some(Ok(registration)) = &self.gateway {
-                awaited.push(registration.as_fd());
-            }
-            sys::wait_readable(&awaited, TICK);
+            self.wait(channel, signals);
+        }
+    }
+
+    /// Has the supervisor end the run.
+    fn stop(&mut self, channel: &mut Channel, reason: Reason, message: String) {
+        if let Some(steps) = &mut self.steps {
+            steps.refuse_from_now(reason);
+        }
+        let _ = channel.queue(&FromRecorder::Stop { reason, message });
+    }
+
+    /// Serves who asks for steps, if anybody can; why the session is over, if it is.
+    fn serve_steps(&mut self, channel: &mut Channel) -> Option<(Reason, String)> {
+        let steps = self.steps.as_mut()?;
+        let gateway = self.gateway.as_ref().and_then(|gateway| gateway.as_ref().ok());
+        steps.serve(channel, gateway);
+        steps.take_actions();
+        steps.due().filter(|_| self.started_at_ms.is_some())
+    }
+
+    /// Waits for something to do.
+    fn wait(&mut self, channel: &Channel, signals: &Signals) {
+        let mut awaited = vec![
+            Awaited {
+                fd: channel.stream().as_fd(),
+                read: true,
+                write: channel.queued() > 0,
+            },
+            Awaited::read(signals.as_fd()),
+        ];
+        if let Some(Ok(registration)) = &self.gateway {
+            awaited.push(Awaited::read(registration.as_fd()));
+        }
+        let others = awaited.len();
+        let mut patience = TICK;
+        if let Some(steps) = &self.steps {
+            awaited.extend(steps.awaited(channel));
+            patience = patience.min(steps.next_deadline().unwrap_or(TICK));
+        }
+        let gone = sys::wait(&awaited, patience).split_off(others);
+        if let Some(steps) = &mut self.steps {
+            steps.note_gone(&gone);
         }
     }
 
@@ -543,7 +623,7 @@ impl Recorder {
             network: (self.network.rounds > 0).then(|| self.network.clone()),
             usage: MeasuredUsage::default(),
             audit: None,
-            steps: None,
+            steps: self.steps.as_ref().and_then(Steps::summary),
         }
     }
 }
