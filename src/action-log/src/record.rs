@@ -223,6 +223,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case is every kind of record, with long texts.
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
         #[test]
         fn whatever_the_texts_a_record_is_bounded_and_plain(
             text in any::<String>(), noise in "[\\PC\"\\\\\u{0}-\u{20}\u{202e}]{0,4000}", many in proptest::collection::vec("[\"\\\\\u{1}a\u{fc}]{0,200}", 0..400),

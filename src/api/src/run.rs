@@ -15,6 +15,7 @@ use crate::action::{AuditSummary, Capture, Seen};
 use crate::gateway::GatewayAccess;
 use crate::isolation::{IsolationLevel, IsolationRequirement};
 use crate::reason::Reason;
+use crate::step::{StepNews, StepOrder};
 
 /// Version of [`CompletionRecord`] and of the messages; the operator refuses a record of another.
 pub const RECORD_VERSION: u32 = 1;
@@ -117,8 +118,11 @@ pub struct MountedFiles {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandSpec {
-    /// Program and arguments; the program is looked up in PATH unless it holds a slash.
+    /// Program and arguments; the program is looked up in PATH unless it holds a slash. Empty in a session.
     pub argv: Vec<String>,
+    /// Whether the run takes steps instead of running a command.
+    #[serde(default)]
+    pub session: bool,
     /// Entries of the environment beside the image's own, which the agent container already has.
     pub env: BTreeMap<String, String>,
     /// Working directory; made if it is missing below a writable folder.
@@ -240,6 +244,15 @@ pub enum FromSupervisor {
         /// The actions.
         actions: Vec<Seen>,
     },
+    /// News of a step.
+    Step {
+        /// Its number.
+        step: u64,
+        /// The news.
+        news: StepNews,
+    },
+    /// The answer to [`FromRecorder::Report`].
+    Report(Box<Report>),
     /// The command and everything it started has ended.
     Ended(Box<Ended>),
 }
@@ -262,6 +275,15 @@ pub enum FromRecorder {
         /// Certificate (PEM) of the authority.
         certificate: String,
     },
+    /// Something to do about a step of a session.
+    Step {
+        /// Its number.
+        step: u64,
+        /// What to do.
+        order: StepOrder,
+    },
+    /// Say what is in use now.
+    Report,
     /// End the run now: kill everything, report.
     Stop {
         /// Why.
@@ -269,6 +291,23 @@ pub enum FromRecorder {
         /// For the person who reads the status.
         message: String,
     },
+}
+
+/// What a run uses now, as the supervisor measures it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// What was used so far.
+    pub usage: MeasuredUsage,
+    /// Memory in use now, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+    /// Bytes in workspace and `/tmp` now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// What the supervisor sees of its own confinement.

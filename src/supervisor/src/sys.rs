@@ -159,6 +159,60 @@ pub fn has_hung_up(connection: BorrowedFd<'_>) -> bool {
     ready > 0 && polled.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
+/// A descriptor to wait for: until it can be read, until it can be written, or only until its other side is gone.
+pub struct Awaited<'a> {
+    /// The descriptor.
+    pub fd: BorrowedFd<'a>,
+    /// Wait until it can be read.
+    pub read: bool,
+    /// Wait until it can be written.
+    pub write: bool,
+}
+
+impl<'a> Awaited<'a> {
+    /// Waits until it can be read.
+    pub fn read(fd: BorrowedFd<'a>) -> Self {
+        Self {
+            fd,
+            read: true,
+            write: false,
+        }
+    }
+}
+
+/// Waits until something happens to one of the descriptors, or for so long. Returns for each whether its other side is
+/// gone.
+pub fn wait(awaited: &[Awaited<'_>], timeout: Duration) -> Vec<bool> {
+    let mut polled: Vec<libc::pollfd> = awaited
+        .iter()
+        .map(|awaited| libc::pollfd {
+            fd: awaited.fd.as_raw_fd(),
+            events: if awaited.read { libc::POLLIN } else { 0 }
+                | if awaited.write { libc::POLLOUT } else { 0 },
+            revents: 0,
+        })
+        .collect();
+    let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    // SAFETY: the pointer and length are those of a live vector.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+    polled
+        .iter()
+        .map(|polled| polled.revents & (libc::POLLHUP | libc::POLLERR) != 0)
+        .collect()
+}
+
+/// Reads and writes of this descriptor never wait from now on.
+pub fn never_wait(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fcntl with these commands takes no pointers.
+    unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        if flags < 0 || libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// A child that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -201,6 +255,22 @@ pub fn kill_everything() {
     if std::process::id() == 1 {
         // SAFETY: kill takes no pointers; -1 as process 1 reaches this namespace alone.
         unsafe { libc::kill(-1, libc::SIGKILL) };
+    }
+}
+
+/// Sends a signal to one process, but not to process 1.
+pub fn signal(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill takes no pointers.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Asks every other process of this pid namespace to end; only process 1 of one may.
+pub fn ask_everything_to_end() {
+    if std::process::id() == 1 {
+        // SAFETY: kill takes no pointers; -1 as process 1 reaches this namespace alone.
+        unsafe { libc::kill(-1, libc::SIGTERM) };
     }
 }
 

@@ -7,6 +7,7 @@ mod probe;
 mod record;
 mod register;
 mod startup;
+mod steps;
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, TcpListener};
@@ -21,17 +22,18 @@ use agentsandbox_api::isolation::{IsolationLevel, observed_level};
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{
-    CompletionRecord, Ended, Evidence, FileSpec, FromRecorder, FromSupervisor, MeasuredUsage,
+    CompletionRecord, Ended, Evidence, FileSpec, FromRecorder, FromSupervisor, LiveState, MeasuredUsage,
     ObservedIsolation, ObservedNetwork, RECORD_VERSION, RequiredCapture, RunSpec,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::protocol::{Channel, FROM_SUPERVISOR_MAX, Received};
-use crate::sys::{self, Signals};
+use crate::sys::{self, Awaited, Signals};
 use log::Log;
 use probe::Round;
 use register::Registration;
+use steps::Steps;
 
 /// Between two rounds of the probe while a destination is still open.
 const RETRY: Duration = Duration::from_millis(100);
@@ -43,6 +45,8 @@ const LAST_WORDS: Duration = Duration::from_secs(8);
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the loop sleeps at most while the log's pipe is stalled.
 const STALLED_TICK: Duration = Duration::from_millis(20);
+/// How long callers whose steps the run's end has ended may take to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -102,6 +106,8 @@ struct Recorder {
     certificate: Option<String>,
     /// The action log.
     log: Log,
+    /// Whoever asks for steps or the run's state; absent if the socket could not be made.
+    steps: Option<Steps>,
 }
 
 /// What the recorder decided before the start.
@@ -139,6 +145,7 @@ impl Recorder {
             unreachable: None,
             gateway: None,
             certificate: None,
+            steps: None,
         }
     }
 
@@ -163,6 +170,13 @@ impl Recorder {
                 return 1;
             }
         };
+        self.steps = match Steps::listen(self.spec.session) {
+            Ok(steps) => Some(steps),
+            Err(error) => {
+                eprintln!("sandbox-supervisor: {}: {error}", names::PATH_STEPS);
+                None
+            }
+        };
         self.gateway = self
             .spec
             .gateway
@@ -184,8 +198,14 @@ impl Recorder {
             reason: record.reason,
             exit_code: record.exit_code,
         };
+        for seen in self.steps.iter_mut().flat_map(Steps::take_actions) {
+            self.log.write(seen);
+        }
         record.audit = Some(self.log.finish(end, log::PATIENCE));
         record::write(&record);
+        if let Some(steps) = self.steps.take() {
+            steps.close(record.reason, FAREWELL);
+        }
         wait_for_term(signals);
         0
     }
@@ -291,6 +311,10 @@ impl Recorder {
             }
         };
         let verdict = match self.check(&evidence) {
+            Verdict::Go if self.spec.session.is_some() && self.steps.is_none() => Verdict::NoGo(
+                Reason::StartTimeout,
+                "the recorder could not open its socket, by which steps come".to_owned(),
+            ),
             Verdict::Go => match self.check_capture(&mut channel, signals) {
                 Verdict::Go => self.await_isolation(rounds, signals),
                 no_go @ Verdict::NoGo(..) => no_go,
@@ -465,7 +489,7 @@ impl Recorder {
         if standing.bound && standing.certificate != self.certificate {
             self.certificate.clone_from(&standing.certificate);
             if let Some(certificate) = standing.certificate {
-                let _ = channel.send(&FromRecorder::Trust { certificate });
+                let _ = channel.queue(&FromRecorder::Trust { certificate });
             }
         }
     }
@@ -538,6 +562,25 @@ impl Recorder {
                 Received::Message(FromSupervisor::Started { at_ms }) => {
                     self.started_at_ms = Some(at_ms);
                     self.started.store(true, Ordering::Release);
+                    if let Some(steps) = &mut self.steps {
+                        steps.begin();
+                    }
+                    continue;
+                }
+                Received::Message(FromSupervisor::Step { step, news }) => {
+                    if let Some(steps) = &mut self.steps {
+                        steps.news(step, news, channel);
+                    }
+                    let _ = channel.flush();
+                    continue;
+                }
+                Received::Message(FromSupervisor::Report(report)) => {
+                    if let Some(steps) = &mut self.steps {
+                        steps.report(&LiveState {
+                            audit: self.log.summary(),
+                            ..steps.state(*report, self.started_at_ms)
+                        });
+                    }
                     continue;
                 }
                 // An end of the loop's round for each batch: signals and probes are heard in a flood as well.
@@ -562,12 +605,17 @@ impl Recorder {
             {
                 stopped = true;
                 let message = format!("a forbidden destination became reachable during the run: {wrong}");
-                let _ = channel.send(&FromRecorder::Stop {
-                    reason: Reason::NetworkNotIsolated,
-                    message,
-                });
+                self.stop(channel, Reason::NetworkNotIsolated, message);
             }
             self.renew_trust(channel);
+            if let Some((reason, message)) = self.serve_steps(channel)
+                && !stopped
+            {
+                stopped = true;
+                self.stop(channel, reason, message);
+            }
+            // A connection that is broken is noticed where it is read.
+            let _ = channel.flush();
             if has_term(signals) {
                 last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             }
@@ -580,14 +628,51 @@ impl Recorder {
             if taken {
                 continue;
             }
-            let mut awaited = vec![signals.as_fd()];
-            if !stalled {
-                awaited.push(channel.stream().as_fd());
-            }
-            if let Some(Ok(registration)) = &self.gateway {
-                awaited.push(registration.as_fd());
-            }
-            sys::wait_readable(&awaited, if stalled { STALLED_TICK } else { TICK });
+            self.wait(channel, signals, stalled);
+        }
+    }
+
+    /// Has the supervisor end the run.
+    fn stop(&mut self, channel: &mut Channel, reason: Reason, message: String) {
+        if let Some(steps) = &mut self.steps {
+            steps.refuse_from_now(reason);
+        }
+        let _ = channel.queue(&FromRecorder::Stop { reason, message });
+    }
+
+    /// Serves who asks for steps, if anybody can; why the session is over, if it is.
+    fn serve_steps(&mut self, channel: &mut Channel) -> Option<(Reason, String)> {
+        let steps = self.steps.as_mut()?;
+        let gateway = self.gateway.as_ref().and_then(|gateway| gateway.as_ref().ok());
+        steps.serve(channel, gateway);
+        for seen in steps.take_actions() {
+            self.log.write(seen);
+        }
+        steps.due().filter(|_| self.started_at_ms.is_some())
+    }
+
+    /// Waits for something to do. While the log's pipe is stalled, the supervisor is not heard.
+    fn wait(&mut self, channel: &Channel, signals: &Signals, stalled: bool) {
+        let mut awaited = vec![
+            Awaited {
+                fd: channel.stream().as_fd(),
+                read: !stalled,
+                write: channel.queued() > 0,
+            },
+            Awaited::read(signals.as_fd()),
+        ];
+        if let Some(Ok(registration)) = &self.gateway {
+            awaited.push(Awaited::read(registration.as_fd()));
+        }
+        let others = awaited.len();
+        let mut patience = if stalled { STALLED_TICK } else { TICK };
+        if let Some(steps) = &self.steps {
+            awaited.extend(steps.awaited(channel));
+            patience = patience.min(steps.next_deadline().unwrap_or(patience));
+        }
+        let gone = sys::wait(&awaited, patience).split_off(others);
+        if let Some(steps) = &mut self.steps {
+            steps.note_gone(&gone);
         }
     }
 
@@ -624,7 +709,7 @@ impl Recorder {
             network: (self.network.rounds > 0).then(|| self.network.clone()),
             usage: MeasuredUsage::default(),
             audit: None,
-            steps: None,
+            steps: self.steps.as_ref().and_then(Steps::summary),
         }
     }
 }
