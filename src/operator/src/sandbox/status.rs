@@ -185,6 +185,7 @@ fn finished(status: &mut AgentSandboxStatus, world: &World<'_>, verdict: &Verdic
     }
     status.usage.clone_from(&verdict.usage);
     status.audit.clone_from(&verdict.audit);
+    status.session.clone_from(&verdict.session);
     status.result = Some(RunResult {
         exit_code: verdict.exit_code,
         signal: verdict.signal,

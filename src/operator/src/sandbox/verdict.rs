@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use agentsandbox_api::action::AuditSummary;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::run::{CompletionRecord, Figure, MeasuredUsage, RECORD_VERSION};
-use agentsandbox_api::sandbox::{AuditStatus, Evidence, NetworkStatus, Usage};
+use agentsandbox_api::run::{
+    CompletionRecord, Figure, LAST_STEPS, MeasuredUsage, RECORD_VERSION, STEP_COMMAND_MAX_BYTES, StepsSummary,
+};
+use agentsandbox_api::sandbox::{AuditStatus, Evidence, NetworkStatus, SessionStatus, StepStatus, Usage};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -41,6 +43,8 @@ pub struct Verdict {
     pub usage: Option<Usage>,
     /// The action log in figures.
     pub audit: Option<AuditStatus>,
+    /// Its steps, if it was a session.
+    pub session: Option<SessionStatus>,
 }
 
 impl Verdict {
@@ -61,6 +65,7 @@ impl Verdict {
             network: None,
             usage: None,
             audit: None,
+            session: None,
         }
     }
 }
@@ -134,6 +139,7 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
             probes: network.probes.clone(),
         }),
         usage: record.started.then(|| Usage {
+            steps: record.steps.as_ref().map(|steps| count(steps.taken)),
             commands: record.audit.as_ref().and_then(|audit| audit.commands.map(count)),
             files_changed: record
                 .audit
@@ -142,6 +148,7 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
             ..usage(&record.usage)
         }),
         audit: record.audit.as_ref().map(audit),
+        session: record.steps.as_ref().map(session),
     }
 }
 
@@ -334,6 +341,33 @@ fn usage(measured: &MeasuredUsage) -> Usage {
         bytes_received: measured.bytes_received.map(|n| n as i64),
         source,
         ..Usage::default()
+    }
+}
+
+/// The steps as the record tells of them: the guest's own account.
+fn session(summary: &StepsSummary) -> SessionStatus {
+    SessionStatus {
+        steps: count(summary.taken),
+        refused: count(summary.refused),
+        last_steps: summary
+            .last
+            .iter()
+            .take(LAST_STEPS)
+            .map(|step| StepStatus {
+                step: count(step.step),
+                command: step
+                    .command
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(STEP_COMMAND_MAX_BYTES)
+                    .collect(),
+                start_time: timestamp(Some(step.started_at_ms)).map(Time),
+                duration: step
+                    .duration_millis
+                    .map(|millis| format!("{}.{}s", millis / 1000, millis % 1000 / 100)),
+                exit_code: step.exit_code,
+            })
+            .collect(),
     }
 }
 
