@@ -130,3 +130,17 @@ def test_several_jobs_at_once_in_one_event_loop() -> None:
             return await asyncio.gather(*(run(client, code) for code in range(3)))
 
     assert asyncio.run(all_runs()) == [0, 1, 2]
+
+
+def test_the_log_of_a_run_is_whole_and_agrees_with_status(client: Client) -> None:
+    program = ["sh", "-c", "touch made; exec true"]
+    with client.create(image=IMAGE, policy="container", command=program) as sandbox:
+        sandbox.wait(PATIENCE).check()
+        if sandbox.audit is None:
+            pytest.skip("this operator keeps no log")
+        records = list(sandbox.log(follow=True))
+        assert (records[0].activity, records[-1].activity) == ("begin", "end")
+        assert records[0].fields["sandbox"] == sandbox.name
+        assert [record.seq for record in records] == list(range(len(records)))
+        assert sandbox.verify_log() == len(records) == sandbox.audit.records
+        assert [record.seq for record in sandbox.log(after=0)] == list(range(1, len(records)))
