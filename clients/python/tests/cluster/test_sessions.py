@@ -58,6 +58,7 @@ def test_endless_output_is_bounded_and_the_session_goes_on(sandbox: Sandbox) -> 
     assert sandbox.step(["echo", "on"]).text == "on\n"
 
 
+@pytest.mark.usefixtures("copies")
 def test_files_go_in_and_out(sandbox: Sandbox) -> None:
     content = bytes(range(256)) * 4096
     sandbox.write_file("deep/er/file.bin", content, mode=0o600)
@@ -67,6 +68,7 @@ def test_files_go_in_and_out(sandbox: Sandbox) -> None:
         sandbox.read_file("deep/er/file.bin", max_bytes=1000)
 
 
+@pytest.mark.usefixtures("copies")
 def test_what_is_no_regular_file_is_not_read(sandbox: Sandbox) -> None:
     sandbox.step(["sh", "-c", "mkdir folder; ln -s /etc/passwd link; mkfifo fifo"]).check()
     for path in ("folder", "link", "fifo", "missing"):
