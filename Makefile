@@ -13,7 +13,7 @@ QUIET := $(shell [ -t 2 ] || echo -q)
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help demo down test lint deny unit fuzz e2e bench bench-gateway generate cluster
+.PHONY: help demo down test lint deny unit python fuzz e2e bench bench-gateway generate cluster
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ demo: cluster ## Start a real cluster, run every example on it and show what cam
 down: cluster ## End the demo's cluster; nothing of it is left
 	$(CLUSTER) --name demo down
 
-test: lint deny unit e2e ## Everything that must pass
+test: lint deny unit python e2e ## Everything that must pass
 
 lint: ## Format and clippy
 	cargo fmt --check
@@ -37,6 +37,9 @@ deny: $(CARGO_DENY) ## Licences, sources and duplicates of dependencies
 
 unit: ## Unit and property tests; generated files are current
 	cargo test --workspace --locked --exclude e2e --exclude e2e-bench
+
+python: ## Format, types and unit tests of the Python client
+	clients/python/test.sh unit
 
 CASES ?= 20000
 fuzz: ## Property tests of every parser and budget with many more cases (CASES=20000)
