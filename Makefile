@@ -35,7 +35,7 @@ lint: ## Format and clippy
 
 deny: $(CARGO_DENY) ## Licences, sources and duplicates of dependencies
 	$(CARGO_DENY) --all-features check bans licenses sources
-	$(CARGO_DENY) --manifest-path fuzz/Cargo.toml --all-features check --config deny.toml bans licenses sources
+	$(CARGO_DENY) --manifest-path fuzz/Cargo.toml --config deny.toml --all-features check bans licenses sources
 
 unit: ## Unit and property tests; generated files are current
 	cargo test --workspace --locked --exclude e2e --exclude e2e-bench
