@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::run::{CompletionRecord, Figure, MeasuredUsage, RECORD_VERSION};
-use agentsandbox_api::sandbox::{Evidence, NetworkStatus, Usage};
+use agentsandbox_api::run::{
+    CompletionRecord, Figure, LAST_STEPS, MeasuredUsage, RECORD_VERSION, StepsSummary,
+};
+use agentsandbox_api::sandbox::{Evidence, NetworkStatus, SessionStatus, StepStatus, Usage};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -38,6 +40,8 @@ pub struct Verdict {
     pub network: Option<NetworkStatus>,
     /// What the run used.
     pub usage: Option<Usage>,
+    /// Steps of a session.
+    pub session: Option<SessionStatus>,
 }
 
 impl Verdict {
@@ -57,6 +61,7 @@ impl Verdict {
             guest_kernel: None,
             network: None,
             usage: None,
+            session: None,
         }
     }
 }
@@ -113,7 +118,10 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
     Verdict {
         reason,
         message,
-        exit_code: if record.started { record.exit_code } else { None },
+        // A session has no command whose exit code could be told.
+        exit_code: record
+            .exit_code
+            .filter(|_| record.started && record.steps.is_none()),
         signal: record.signal,
         output: record.output.clone().filter(|_| keeps_result),
         evidence: Evidence::Guest,
@@ -129,7 +137,11 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
             rounds: i32::try_from(network.rounds).ok(),
             probes: network.probes.clone(),
         }),
-        usage: record.started.then(|| usage(&record.usage)),
+        usage: record.started.then(|| Usage {
+            steps: record.steps.as_ref().map(|steps| count(steps.taken)),
+            ..usage(&record.usage)
+        }),
+        session: record.steps.as_ref().map(session),
     }
 }
 
@@ -196,6 +208,17 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
             Reason::SandboxLost,
             "a completion record without an exit code 0 of the command is no success".to_owned(),
         ),
+        Reason::IdleTimeout
+            if record.exit_code != Some(0)
+                || agent_exit != Some(0)
+                || !record.started
+                || record.steps.is_none() =>
+        {
+            (
+                Reason::SandboxLost,
+                "only a session that had begun can end idle, and then with exit code 0".to_owned(),
+            )
+        }
         Reason::Completed => (Reason::Completed, "the command ended with exit code 0".to_owned()),
         // From inside it can only be seen that somebody outside ended the run, that the connection broke, or that
         // the agent container never came.
@@ -323,6 +346,34 @@ fn usage(measured: &MeasuredUsage) -> Usage {
         source,
         ..Usage::default()
     }
+}
+
+fn session(steps: &StepsSummary) -> SessionStatus {
+    SessionStatus {
+        steps: count(steps.taken),
+        refused: count(steps.refused),
+        last_steps: steps
+            .last
+            .iter()
+            .take(LAST_STEPS)
+            .map(|step| StepStatus {
+                step: count(step.step),
+                command: step.command.clone(),
+                start_time: timestamp(Some(step.started_at_ms)).map(Time),
+                duration: step.duration_millis.map(for_people),
+                exit_code: step.exit_code,
+            })
+            .collect(),
+    }
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds as `1.2s`.
+fn for_people(millis: u64) -> String {
+    format!("{}.{}s", millis / 1000, millis % 1000 / 100)
 }
 
 fn timestamp(ms: Option<u64>) -> Option<Timestamp> {

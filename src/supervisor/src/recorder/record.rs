@@ -24,6 +24,11 @@ pub fn encode(record: &CompletionRecord) -> String {
             record.output = record.output.map(|output| shortened(&output, excess));
         } else if !record.stderr_tail.is_empty() {
             record.stderr_tail = shortened(&record.stderr_tail, excess);
+        } else if record
+            .steps
+            .as_mut()
+            .is_some_and(|steps| steps.last.pop().is_some())
+        {
         } else if !record.message.is_empty() {
             record.message = shortened(&record.message, excess);
         } else if let Some(network) = record
@@ -68,13 +73,14 @@ pub fn write(record: &CompletionRecord) {
 mod tests {
     use super::*;
     use agentsandbox_api::reason::Reason;
-    use agentsandbox_api::run::{MeasuredUsage, ObservedNetwork, ProbeOutcome};
+    use agentsandbox_api::run::{MeasuredUsage, ObservedNetwork, ProbeOutcome, StepSummary, StepsSummary};
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn a_record_always_fits_and_can_be_read(
             output in ".{0,3000}", stderr in ".{0,3000}", message in ".{0,3000}", run_id in ".{0,64}", probes in 0_usize..80,
+            listed in 0_usize..6, command in ".{0,64}",
         ) {
             let probes = (0..probes).map(|n| (format!("destination-{n}/tcp"), ProbeOutcome::Unreachable)).collect();
             let record = CompletionRecord {
@@ -82,7 +88,10 @@ mod tests {
                 started_at_ms: Some(1), ended_at_ms: Some(2), reason: Reason::NonZeroExit, exit_code: Some(3), signal: None,
                 message, stderr_tail: stderr, output: Some(output), isolation: None,
                 network: Some(ObservedNetwork { isolated_at_ms: None, rounds: 1, probes }), usage: MeasuredUsage::default(),
-                audit: None, steps: None,
+                audit: None,
+                steps: Some(StepsSummary {
+                    taken: 9, refused: 1, last: vec![StepSummary { step: 9, command, ..StepSummary::default() }; listed],
+                }),
             };
             let text = encode(&record);
             prop_assert!(text.len() <= RECORD_MAX_BYTES);
