@@ -126,7 +126,10 @@ impl Manifests {
                 None => vec![value],
             };
             for item in items {
-                let kind = item.get("kind").and_then(|kind| kind.as_str()).unwrap_or_default();
+                let kind = item
+                    .get("kind")
+                    .and_then(|kind| kind.as_str())
+                    .unwrap_or_default();
                 match kind {
                     "SandboxPolicy" => self.policies.push(strict(item).map_err(wrong)?),
                     "AgentSandbox" => self.sandboxes.push(strict(item).map_err(wrong)?),
@@ -278,10 +281,7 @@ fn explain(text: &mut String, spec: &SandboxPolicySpec, policy: &ValidPolicy) {
         .join(", "),
     );
     let rules = spec.egress.iter().flat_map(|egress| &egress.allow);
-    let network: Vec<String> = rules
-        .map(rule)
-        .chain(spec.models.iter().map(model))
-        .collect();
+    let network: Vec<String> = rules.map(rule).chain(spec.models.iter().map(model)).collect();
     if network.is_empty() {
         line("network", "nothing can be reached".to_owned());
     }
@@ -383,7 +383,10 @@ spec:
 
     #[test]
     fn a_policy_is_explained_and_a_sandbox_within_it_accepted() {
-        let text = format!("{POLICY}{}", sandbox("policyRef: {name: team}, limits: {tokens: 10}"));
+        let text = format!(
+            "{POLICY}{}",
+            sandbox("policyRef: {name: team}, limits: {tokens: 10}")
+        );
         let report = report(&text).unwrap();
         assert!(report.passed, "{}", report.text);
         for part in [

@@ -1,5 +1,6 @@
 //! `sandbox-supervisor`: recorder, and process 1 of a sandbox.
 
+mod archive;
 mod install;
 mod protocol;
 mod recorder;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
             Err(error) => fail(&format!("install to {directory}: {error}")),
         },
         ["step", arguments @ ..] if !matches!(arguments, ["--help" | "-h"]) => exit(step::step(arguments)),
+        ["unpack", folder] => exit(archive::unpack(folder)),
+        ["pack", path] => exit(archive::pack(path)),
         ["status"] => exit(step::status()),
         ["--version" | "-V"] => {
             println!("sandbox-supervisor {}", env!("CARGO_PKG_VERSION"));

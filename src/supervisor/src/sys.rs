@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Makes this process unreadable for others of the same user: no ptrace, no `/proc/1/mem`.
@@ -361,6 +362,58 @@ impl Folder {
     /// Opens a folder of ours.
     pub fn open(path: &str) -> io::Result<Self> {
         open_at(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_DIRECTORY, 0).map(Self)
+    }
+
+    /// Opens a folder that somebody named, whatever leads there.
+    pub fn open_path(path: &std::path::Path) -> io::Result<Self> {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(path)
+            .map(|folder| Self(folder.into()))
+    }
+
+    /// The same folder, held once more.
+    pub fn again(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Sets the folder's permission bits.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        // SAFETY: fchmod takes no pointers.
+        if unsafe { libc::fchmod(self.0.as_raw_fd(), mode & 0o777) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Removes a file of this folder, if there is one; no folder.
+    pub fn remove_file(&self, name: &str) -> io::Result<()> {
+        let name = CString::new(name)?;
+        // SAFETY: the name is NUL-terminated and outlives the call.
+        if unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a symbolic link in this folder.
+    pub fn link(&self, name: &str, target: &str) -> io::Result<()> {
+        let (name, target) = (CString::new(name)?, CString::new(target)?);
+        // SAFETY: both names are NUL-terminated and outlive the call.
+        if unsafe { libc::symlinkat(target.as_ptr(), self.0.as_raw_fd(), name.as_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Makes a file in this folder that was not there.
+    pub fn create_new(&self, name: &str) -> io::Result<File> {
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        open_at(self.0.as_raw_fd(), name, flags, 0o600).map(File::from)
     }
 
     /// Opens a folder in this one, and makes it if it is missing.

@@ -182,7 +182,10 @@ async fn policies(client: &Client, namespace: &str, wanted: &str) -> Vec<Check> 
         .map(|policy| {
             let name = format!("policy {}", policy.name_any());
             let conditions = policy.status.iter().flat_map(|status| &status.conditions);
-            match conditions.into_iter().find(|condition| condition.type_ == "Ready") {
+            match conditions
+                .into_iter()
+                .find(|condition| condition.type_ == "Ready")
+            {
                 Some(ready) if ready.status == "True" => Check::ok(&name, "Ready"),
                 Some(ready) => Check::failed(
                     &name,
@@ -221,7 +224,9 @@ async fn foreign_network_policies(client: &Client, namespace: &str) -> Check {
             let foreign: Vec<String> = list
                 .items
                 .iter()
-                .filter(|policy| policy.labels().get(names::LABEL_MANAGED_BY).map(String::as_str) != Some(names::MANAGER))
+                .filter(|policy| {
+                    policy.labels().get(names::LABEL_MANAGED_BY).map(String::as_str) != Some(names::MANAGER)
+                })
                 .filter(|policy| {
                     let selector = policy.spec.as_ref().and_then(|spec| spec.pod_selector.as_ref());
                     selector.is_none_or(may_select_sandboxes)
@@ -229,7 +234,10 @@ async fn foreign_network_policies(client: &Client, namespace: &str) -> Check {
                 .map(ResourceExt::name_any)
                 .collect();
             if foreign.is_empty() {
-                Check::ok(NAME, format!("{}, none of others that selects sandboxes", list.items.len()))
+                Check::ok(
+                    NAME,
+                    format!("{}, none of others that selects sandboxes", list.items.len()),
+                )
             } else {
                 Check::failed(
                     NAME,
@@ -248,13 +256,16 @@ fn may_select_sandboxes(selector: &LabelSelector) -> bool {
     let labels = selector.match_labels.as_ref().unwrap_or(&empty);
     let ours = [names::LABEL_SANDBOX, names::LABEL_POLICY, names::LABEL_MANAGED_BY];
     let other_label = labels.keys().any(|key| !ours.contains(&key.as_str()));
-    let excluded = selector.match_expressions.iter().flatten().any(|expression| {
-        match expression.operator.as_str() {
-            "DoesNotExist" => expression.key == names::LABEL_SANDBOX,
-            "Exists" | "In" => !ours.contains(&expression.key.as_str()),
-            _ => false,
-        }
-    });
+    let excluded =
+        selector
+            .match_expressions
+            .iter()
+            .flatten()
+            .any(|expression| match expression.operator.as_str() {
+                "DoesNotExist" => expression.key == names::LABEL_SANDBOX,
+                "Exists" | "In" => !ours.contains(&expression.key.as_str()),
+                _ => false,
+            });
     !other_label && !excluded
 }
 

@@ -58,7 +58,9 @@ enum Outcome {
 /// One thing that was checked.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Check {
-    check: String,
+    /// What was checked.
+    #[serde(rename = "check")]
+    what: String,
     outcome: Outcome,
     /// What was found.
     found: String,
@@ -94,7 +96,7 @@ impl Check {
 
     fn of(check: &str, outcome: Outcome, found: impl Into<String>, advice: Option<&str>) -> Self {
         Self {
-            check: check.to_owned(),
+            what: check.to_owned(),
             outcome,
             found: found.into(),
             advice: advice.map(str::to_owned),
@@ -108,7 +110,7 @@ impl Doctor {
         let as_json = self.output.is_some();
         let mut checks = Vec::new();
         for check in cluster::look(connected, &self.operator_namespace, &self.policy).await {
-            checks.push(self.shown(check, as_json));
+            checks.push(shown(check, as_json));
         }
         if self.no_probe {
             let check = Check::warning(
@@ -116,17 +118,17 @@ impl Doctor {
                 "no sandbox was started",
                 "run without --no-probe: that network policies are enforced can't be seen, only tried",
             );
-            checks.push(self.shown(check, as_json));
+            checks.push(shown(check, as_json));
         } else if checks.iter().any(|check| check.outcome == Outcome::Failed) {
             let check = Check::warning(
                 "proof",
                 "not tried, because of what failed above",
                 "mend that first",
             );
-            checks.push(self.shown(check, as_json));
+            checks.push(shown(check, as_json));
         } else {
             for check in probe::prove(self, connected).await {
-                checks.push(self.shown(check, as_json));
+                checks.push(shown(check, as_json));
             }
         }
         if as_json {
@@ -134,14 +136,14 @@ impl Doctor {
         }
         Ok(!checks.iter().any(|check| check.outcome == Outcome::Failed))
     }
+}
 
-    /// Prints a check when it is known: the proof takes its time.
-    fn shown(&self, check: Check, as_json: bool) -> Check {
-        if !as_json {
-            anstream::print!("{}", text(&check));
-        }
-        check
+/// Prints a check when it is known: the proof takes its time.
+fn shown(check: Check, as_json: bool) -> Check {
+    if !as_json {
+        anstream::print!("{}", text(&check));
     }
+    check
 }
 
 fn text(check: &Check) -> String {
@@ -151,7 +153,7 @@ fn text(check: &Check) -> String {
         Outcome::Failed => ("FAILED", AnsiColor::Red),
     };
     let style = Style::new().fg_color(Some(colour.into()));
-    let mut text = format!("{style}{word:<8}{style:#}{:<16}{}\n", check.check, check.found);
+    let mut text = format!("{style}{word:<8}{style:#}{:<16}{}\n", check.what, check.found);
     if let Some(advice) = &check.advice {
         let _ = writeln!(text, "{:24}{advice}", "");
     }
@@ -166,7 +168,10 @@ mod tests {
     fn a_check_says_what_to_do() {
         let text = text(&Check::failed("crds", "absent", "install them"));
         assert!(text.contains("FAILED"));
-        assert!(text.lines().count() == 2 && text.contains("install them"), "{text}");
+        assert!(
+            text.lines().count() == 2 && text.contains("install them"),
+            "{text}"
+        );
     }
 
     #[test]

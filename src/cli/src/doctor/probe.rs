@@ -98,7 +98,9 @@ async fn finished(
 fn judge(status: &AgentSandboxStatus) -> Vec<Check> {
     let result = status.result.clone().unwrap_or_default();
     let Some(reason) = result.reason else {
-        let phase = status.phase.map_or_else(|| "no phase".to_owned(), |phase| phase.to_string());
+        let phase = status
+            .phase
+            .map_or_else(|| "no phase".to_owned(), |phase| phase.to_string());
         let message = status
             .conditions
             .iter()
@@ -176,7 +178,10 @@ mod tests {
                         "probes": {"apiserver/TCP": "Timeout", "gateway/TCP": "Connected"}},
         })));
         assert_eq!(checks.len(), 3);
-        assert!(checks.iter().all(|check| check.outcome == Outcome::Ok), "{checks:?}");
+        assert!(
+            checks.iter().all(|check| check.outcome == Outcome::Ok),
+            "{checks:?}"
+        );
     }
 
     #[test]

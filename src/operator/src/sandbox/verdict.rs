@@ -122,7 +122,10 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
     Verdict {
         reason,
         message,
-        exit_code: if record.started { record.exit_code } else { None },
+        // A session has no command whose exit code could be told.
+        exit_code: record
+            .exit_code
+            .filter(|_| record.started && record.steps.is_none()),
         signal: record.signal,
         output: record.output.clone().filter(|_| keeps_result),
         evidence: Evidence::Guest,
@@ -215,6 +218,17 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
             Reason::SandboxLost,
             "a completion record without an exit code 0 of the command is no success".to_owned(),
         ),
+        Reason::IdleTimeout
+            if record.exit_code != Some(0)
+                || agent_exit != Some(0)
+                || !record.started
+                || record.steps.is_none() =>
+        {
+            (
+                Reason::SandboxLost,
+                "only a session that had begun can end idle, and then with exit code 0".to_owned(),
+            )
+        }
         Reason::Completed => (Reason::Completed, "the command ended with exit code 0".to_owned()),
         // From inside it can only be seen that somebody outside ended the run, that the connection broke, or that
         // the agent container never came.

@@ -24,10 +24,13 @@ pub fn encode(record: &CompletionRecord) -> String {
             record.output = record.output.map(|output| shortened(&output, excess));
         } else if !record.stderr_tail.is_empty() {
             record.stderr_tail = shortened(&record.stderr_tail, excess);
+        } else if record
+            .steps
+            .as_mut()
+            .is_some_and(|steps| steps.last.pop().is_some())
+        {
         } else if !record.message.is_empty() {
             record.message = shortened(&record.message, excess);
-        } else if let Some(steps) = record.steps.as_mut().filter(|steps| !steps.last.is_empty()) {
-            steps.last.pop();
         } else if let Some(network) = record
             .network
             .as_mut()
