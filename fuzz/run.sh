@@ -21,6 +21,11 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 coverage=-Cllvm-args=-sanitizer-coverage
 export RUSTFLAGS="--cfg=fuzzing -Cpasses=sancov-module $coverage-level=4 $coverage-inline-8bit-counters \
     $coverage-pc-table $coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1"
+if ! command -v c++ >/dev/null; then
+    echo "Installing Debian packages: g++" >&2
+    apt-get -qq update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install g++ >/dev/null
+fi
 # With a target named, the flags hold for what runs in it and not for build scripts.
 cargo build --locked -q --target "$host" --bins
 [ $# -gt 0 ] || set -- $(sed -n 's|^path = "fuzz_targets/\(.*\)\.rs"|\1|p' Cargo.toml)
