@@ -89,13 +89,6 @@ impl Rejection {
 /// Fills in what the sandbox leaves to its policy and checks all of it; a rejection names every offending field.
 pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRun, Rejection> {
     let mut rejection = Rejection::default();
-    let has_models = policy.egress.as_ref().is_some_and(|egress| egress.counts_steps);
-    if spec.session.is_some() && has_models {
-        rejection.add(
-            "spec.session needs a policy without models in this version: their requests and steps have one budget, which is not counted together yet"
-                .to_owned(),
-        );
-    }
     check_image(spec, policy, &mut rejection);
     let figures = figures(spec, policy, &mut rejection);
     let (workspace_bytes, tmp_bytes) = folders(spec, &figures, &mut rejection);
