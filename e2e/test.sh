@@ -9,6 +9,7 @@ trap '"$cluster" --name "$AGENTSANDBOX_CLUSTER" down' EXIT
 trap 'exit 130' INT TERM
 # Compiled before the cluster starts, so that it does not wait for the compiler.
 cargo test --locked -q -p e2e --no-run
+cargo build --locked -q -p kubectl-sandbox
 "$cluster" --name "$AGENTSANDBOX_CLUSTER" up
 e2e/install.sh "$AGENTSANDBOX_CLUSTER"
 # Shorter bounds where a test waits for one.
