@@ -99,6 +99,7 @@ pub fn measure_start(binary: &Path, runs: usize) -> Result<(), HarnessError> {
 fn start_supervised(binary: &Path, listener: &TcpListener) -> Result<f64, HarnessError> {
     let go = FromRecorder::Go(Box::new(CommandSpec {
         argv: COMMAND.map(str::to_owned).to_vec(),
+        session: false,
         env: std::collections::BTreeMap::new(),
         working_dir: names::PATH_TMP.to_owned(),
         files: Vec::new(),

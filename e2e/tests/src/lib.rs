@@ -3,5 +3,6 @@
 pub mod egress;
 pub mod harness;
 pub mod scenarios;
+pub mod steps;
 
 pub use harness::{Harness, HarnessError};

@@ -3,6 +3,7 @@
 
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
+use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
 use e2e::egress::{Journal, policy};
 use k8s_openapi::jiff::Timestamp;
@@ -167,25 +168,47 @@ async fn an_exhausted_budget_ends_the_run_within_two_seconds() {
     harness.finish().await.unwrap();
 }
 
-/// Rule 33: a crash costs each run what it had in flight and 1 % of its budget, and gives nothing back.
+/// Rule 33: a crash costs each run what it had in flight and 1 % of its budget, and gives nothing back. Runs that are idle
+/// lose nothing by all crashes but the first.
 #[tokio::test]
 async fn a_gateway_that_is_killed_resets_no_budget() {
-    const LIMIT: i64 = 20_000;
-    const KILLS: i64 = 5;
+    const LIMIT: i64 = 60_000;
+    const KILLS: i64 = 20;
     const THREADS: i64 = 3;
+    const IDLE: [&str; 2] = ["idle-1", "idle-2"];
     let _alone = ALONE.lock().await;
     let (harness, host) = namespace("killed", json!({})).await;
+    let small = |limit: i64| json!({"limits": {"tokens": limit}, "resources": {"cpu": "100m"}});
+    for idle in IDLE {
+        harness
+            .start_script(idle, "burn.py", &["chat", &host, "1", "1", "3000"], small(LIMIT))
+            .await
+            .unwrap();
+    }
+    let sandboxes = harness.api::<AgentSandbox>();
+    let egress_of = |name: &'static str| {
+        let sandboxes = sandboxes.clone();
+        async move { Ok::<_, kube::Error>(sandboxes.get(name).await?.status.unwrap_or_default().egress) }
+    };
+    for idle in IDLE {
+        harness
+            .eventually("an idle run's one request", || async move {
+                let egress = egress_of(idle).await?;
+                Ok(egress.filter(|egress| egress.used.tokens == COST).map(|_| ()))
+            })
+            .await
+            .unwrap();
+    }
     let journal = Journal::open(&harness);
-    let more = json!({"limits": {"tokens": LIMIT}});
     harness
-        .start_script("burn", "burn.py", &["chat", &host, "3", "100000"], more)
+        .start_script("burn", "burn.py", &["chat", &host, "3", "100000"], small(LIMIT))
         .await
         .unwrap();
     let served = || count(journal.requests_to(&host).len());
     for kill in 1..=KILLS {
         harness
             .eventually("more requests", || async {
-                Ok((served() >= kill * LIMIT / COST / (KILLS + 2)).then_some(()))
+                Ok((served() >= kill * LIMIT / COST / (KILLS + 5)).then_some(()))
             })
             .await
             .unwrap();
@@ -208,6 +231,13 @@ async fn a_gateway_that_is_killed_resets_no_budget() {
         egress.claimed.tokens <= LIMIT && egress.used.tokens <= LIMIT,
         "{egress:?}"
     );
+    for idle in IDLE {
+        let egress = egress_of(idle).await.unwrap();
+        let egress = egress.unwrap();
+        println!("{idle} after {KILLS} kills: {egress:?}");
+        assert_eq!(egress.used.tokens, COST);
+        assert!(egress.claimed.tokens <= COST + LIMIT / 100, "{egress:?}");
+    }
     harness.finish().await.unwrap();
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Before the go, the recorder connects to [`PORT_REGISTER`] of the gateway from the pod's own address and sends one
 //! [`Register`] as a line of JSON; the gateway answers with one [`Registered`] line and leaves the connection open. A
-//! recorder whose connection breaks registers again: the gateway may have been replaced.
+//! recorder whose connection breaks registers again: the gateway may have been replaced. The recorder of a session whose
+//! steps the gateway counts sends a [`StepCharge`] line for each, and hears a [`StepCharged`] line.
 
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +87,29 @@ pub struct Registered {
     /// Certificate (PEM) of the authority that signs for inspected hosts; absent if the policy inspects none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+}
+
+/// A line of the recorder after it is bound: one step is about to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepCharge {
+    /// Number of the question, by which the recorder knows the answer again.
+    pub charge: u64,
+}
+
+/// The gateway's answer to a [`StepCharge`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepCharged {
+    /// Number of the question.
+    pub charged: u64,
+    /// Whether the step is within the budget. It is charged then, whatever becomes of it.
+    pub granted: bool,
+    /// Why not, in one word: `StepBudgetExceeded`, or why the gateway can't tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// For the person who reads it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// What the recorder needs to reach the gateway; part of the run spec.

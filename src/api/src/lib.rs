@@ -1,12 +1,15 @@
 //! Types of the Agent Sandbox Operator. No I/O, and no dependency on any other crate of the project.
 //!
+//! * [`action`]: the records of the action log.
 //! * [`sandbox`] and [`policy`]: the two custom resources of group `agentsandbox.dev`, version `v1alpha1`.
 //! * [`condition`]: the condition types and reasons that stand in their status.
 //! * [`run`]: what operator, recorder and supervisor exchange: the run spec and the completion record.
+//! * [`step`]: what recorder and supervisor exchange about the steps of a session.
 //! * [`gateway`]: the egress gateway's ports and the registration of recorders at it.
 //! * [`isolation`]: how the isolation level that really holds is told from what was observed.
 //! * [`names`]: labels, annotations, finalizers, paths and environment names that the project owns.
 
+pub mod action;
 #[cfg(feature = "crd")]
 pub mod condition;
 pub mod gateway;
@@ -20,3 +23,4 @@ pub mod run;
 pub mod sandbox;
 #[cfg(feature = "crd")]
 mod schema;
+pub mod step;

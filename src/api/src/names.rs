@@ -45,6 +45,8 @@ pub const PATH_SUPERVISOR: &str = "/.sandbox/sandbox-supervisor";
 pub const PATH_SUPERVISOR_IN_IMAGE: &str = "/sandbox-supervisor";
 /// The recorder's private folder: the mark that it has begun.
 pub const PATH_RECORDER_STATE: &str = "/var/run/recorder";
+/// Socket in [`PATH_RECORDER_STATE`] where the recorder takes steps and questions from processes of its container.
+pub const PATH_STEPS: &str = "/var/run/recorder/steps";
 /// Folder of the recorder below which `ConfigMap`s are mounted, one folder each, named by its index in `spec.files`.
 pub const PATH_RECORDER_FILES: &str = "/var/run/files";
 /// Default working directory and HOME of the user's command.
@@ -68,6 +70,9 @@ pub const ENV_HOST_IP: &str = "SANDBOX_HOST_IP";
 pub const ENV_POD_UID: &str = "SANDBOX_POD_UID";
 /// Names the output file in the environment of the user's command.
 pub const ENV_OUTPUT: &str = "SANDBOX_OUTPUT";
+
+/// Number of the step, in the environment of its processes.
+pub const ENV_STEP: &str = "SANDBOX_STEP";
 
 /// Environment names that a sandbox may not set: ours, the proxies', and those that bend the dynamic loader.
 #[must_use]

@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::action::{AuditSummary, Capture, Seen};
 use crate::gateway::GatewayAccess;
 use crate::isolation::{IsolationLevel, IsolationRequirement};
 use crate::reason::Reason;
+use crate::step::{StepNews, StepOrder};
 
 /// Version of [`CompletionRecord`] and of the messages; the operator refuses a record of another.
 pub const RECORD_VERSION: u32 = 1;
@@ -39,6 +41,21 @@ pub struct RunSpec {
     pub sandbox_uid: String,
     /// Its `spec.runId`, empty if unset.
     pub run_id: String,
+    /// Namespace of the sandbox.
+    #[serde(default)]
+    pub namespace: String,
+    /// Name of the sandbox.
+    #[serde(default)]
+    pub sandbox: String,
+    /// Name of the policy.
+    #[serde(default)]
+    pub policy: String,
+    /// What must be captured, or the command does not start.
+    #[serde(default)]
+    pub audit: RequiredCapture,
+    /// Take steps instead of running a command, if set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionSpec>,
     /// What must be observed before the command starts.
     pub isolation: IsolationRequirement,
     /// Destinations the recorder probes, before the start and every [`RunSpec::probe_interval_seconds`].
@@ -54,6 +71,35 @@ pub struct RunSpec {
     /// The egress gateway, if the policy allows anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<GatewayAccess>,
+}
+
+/// What must be captured, or the command does not start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequiredCapture {
+    /// Programs executed.
+    #[serde(default)]
+    pub commands: bool,
+    /// Files written.
+    #[serde(default)]
+    pub files: bool,
+    /// Connections attempted.
+    #[serde(default)]
+    pub network: bool,
+}
+
+/// A run that takes steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionSpec {
+    /// The session ends after so many seconds without a step.
+    pub idle_timeout_seconds: u32,
+    /// Most steps; unlimited if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Whether each step must be granted by the egress gateway, which counts model requests as steps too.
+    #[serde(default)]
+    pub gateway_counts: bool,
 }
 
 /// Files of one `ConfigMap`: each key becomes a file below `path`.
@@ -72,8 +118,11 @@ pub struct MountedFiles {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandSpec {
-    /// Program and arguments; the program is looked up in PATH unless it holds a slash.
+    /// Program and arguments; the program is looked up in PATH unless it holds a slash. Empty in a session.
     pub argv: Vec<String>,
+    /// Whether the run takes steps instead of running a command.
+    #[serde(default)]
+    pub session: bool,
     /// Entries of the environment beside the image's own, which the agent container already has.
     pub env: BTreeMap<String, String>,
     /// Working directory; made if it is missing below a writable folder.
@@ -183,11 +232,27 @@ impl ProbeOutcome {
 pub enum FromSupervisor {
     /// First message, before any user code exists.
     Hello(Evidence),
+    /// What is captured, and how: before the command is started.
+    Capture(Capture),
     /// The command was started.
     Started {
         /// Unix time in milliseconds.
         at_ms: u64,
     },
+    /// What was seen since the last such message, in order.
+    Actions {
+        /// The actions.
+        actions: Vec<Seen>,
+    },
+    /// News of a step.
+    Step {
+        /// Its number.
+        step: u64,
+        /// The news.
+        news: StepNews,
+    },
+    /// The answer to [`FromRecorder::Report`].
+    Report(Box<Report>),
     /// The command and everything it started has ended.
     Ended(Box<Ended>),
 }
@@ -210,6 +275,15 @@ pub enum FromRecorder {
         /// Certificate (PEM) of the authority.
         certificate: String,
     },
+    /// Something to do about a step of a session.
+    Step {
+        /// Its number.
+        step: u64,
+        /// What to do.
+        order: StepOrder,
+    },
+    /// Say what is in use now.
+    Report,
     /// End the run now: kill everything, report.
     Stop {
         /// Why.
@@ -217,6 +291,23 @@ pub enum FromRecorder {
         /// For the person who reads the status.
         message: String,
     },
+}
+
+/// What a run uses now, as the supervisor measures it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// What was used so far.
+    pub usage: MeasuredUsage,
+    /// Memory in use now, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+    /// Bytes in workspace and `/tmp` now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// What the supervisor sees of its own confinement.
@@ -363,6 +454,76 @@ pub struct CompletionRecord {
     /// What the run used.
     #[serde(default)]
     pub usage: MeasuredUsage,
+    /// The action log in figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditSummary>,
+    /// Steps of a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<StepsSummary>,
+}
+
+/// Steps of a session: how many, and the last of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepsSummary {
+    /// Steps that were started.
+    pub taken: u64,
+    /// Steps that were refused.
+    #[serde(default)]
+    pub refused: u64,
+    /// The last ones, the latest first; at most [`LAST_STEPS`].
+    #[serde(default)]
+    pub last: Vec<StepSummary>,
+}
+
+/// How many steps a [`StepsSummary`] lists.
+pub const LAST_STEPS: usize = 5;
+/// Longest command text of a listed step, in bytes.
+pub const STEP_COMMAND_MAX_BYTES: usize = 64;
+
+/// One step in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepSummary {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Program and arguments, at most [`STEP_COMMAND_MAX_BYTES`]: text of the sandbox's user.
+    pub command: String,
+    /// Unix time in milliseconds of its start.
+    pub started_at_ms: u64,
+    /// How long it took, in milliseconds; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_millis: Option<u64>,
+    /// Its exit code, as the caller got it; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+/// A run as it stands now: what `sandbox-supervisor status` prints in the recorder container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveState {
+    /// Unix time in milliseconds of the command's start; absent before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at_ms: Option<u64>,
+    /// What was used so far.
+    #[serde(default)]
+    pub usage: MeasuredUsage,
+    /// Memory in use now, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+    /// Bytes in workspace and `/tmp` now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+    /// The action log in figures.
+    #[serde(default)]
+    pub audit: AuditSummary,
+    /// Steps of a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<StepsSummary>,
 }
 
 /// The isolation that was observed inside the pod.

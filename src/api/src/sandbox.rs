@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::action::Capture as CaptureMeans;
 use crate::isolation::IsolationLevel;
 use crate::reason::Reason;
 use crate::run::{ProbeOutcome, UsageSource};
@@ -357,6 +358,12 @@ pub struct AgentSandboxStatus {
     /// What the egress gateway allowed, denied and metered. The gateway alone writes it; it is its own evidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressStatus>,
+    /// The action log in figures, once the run has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditStatus>,
+    /// Steps of a session, once the run has ended; `kubectl sandbox get` shows them while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionStatus>,
     /// Conditions, see the API reference for when each is `True`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -457,9 +464,10 @@ pub struct RunResult {
 }
 
 /// Who vouches for a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Evidence {
     /// The recorder and supervisor inside the sandbox.
+    #[default]
     Guest,
     /// The kubelet's account of the pod.
     Kubelet,
@@ -544,6 +552,64 @@ pub struct EgressDenial {
     pub last_time: Option<Time>,
 }
 
+/// The action log of a run in figures. The log itself is the output of the pod's container `recorder`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditStatus {
+    /// Records in the log.
+    pub records: i64,
+    /// SHA-256 of the last record, in hexadecimal digits: it covers all before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// By which means each kind of action was captured.
+    pub capture: CaptureMeans,
+    /// Actions that were seen and have no record of their own, because the run's share of the log was used up.
+    #[serde(default)]
+    pub suppressed: i64,
+    /// Actions of which the path or arguments could not be read.
+    #[serde(default)]
+    pub unreadable: i64,
+    /// Records that could not be written, because the log was stalled when the run ended.
+    #[serde(default)]
+    pub lost: i64,
+    /// Who says so.
+    pub evidence: Evidence,
+}
+
+/// Steps of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// Steps that were started.
+    pub steps: i64,
+    /// Steps that were refused.
+    #[serde(default)]
+    pub refused: i64,
+    /// The last ones, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub last_steps: Vec<StepStatus>,
+}
+
+/// One step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// Its number, from 1.
+    pub step: i64,
+    /// Program and arguments, shortened: text of whoever took the step, not to be trusted.
+    pub command: String,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// How long it took, for people (`1.2s`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+    /// Its exit code; absent if it was ended with the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
 /// What a run used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -569,6 +635,15 @@ pub struct Usage {
     /// Bytes received by the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_received: Option<i64>,
+    /// Programs executed, where commands are captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands: Option<i64>,
+    /// Files of the workspace that are new, changed or gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_changed: Option<i64>,
+    /// Steps: model requests and commands of a session together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<i64>,
     /// Model requests that the gateway sent on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_requests: Option<i64>,

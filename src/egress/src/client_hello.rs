@@ -79,8 +79,9 @@ fn message(bytes: &[u8]) -> Result<Vec<u8>, Hello> {
                 return Err(Hello::NotTls);
             }
             if body.len() >= wanted {
-                // A ClientHello is alone in its flight: nothing may follow it in the same record.
-                return if body.len() == wanted {
+                // A ClientHello is alone in its flight: nothing may follow it in the same record, whether it has come
+                // already or not. Else the verdict would depend on how the network has cut the bytes.
+                return if body.len() == wanted && fragment.len() == length {
                     Ok(body.to_vec())
                 } else {
                     Err(Hello::NotTls)

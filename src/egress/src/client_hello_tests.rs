@@ -254,3 +254,12 @@ proptest! {
         prop_assert_eq!(hello == Hello::Partial, end < bytes.len());
     }
 }
+
+#[test]
+fn a_record_that_goes_on_behind_the_message_is_refused_before_it_has_come() {
+    let message = Sketch::of([server_name(b"api.example.org")]).message();
+    let whole = record(&[&message[..], &[0]].concat());
+    assert_eq!(parse(&whole), Hello::NotTls);
+    assert_eq!(parse(&whole[..whole.len() - 1]), Hello::NotTls);
+    assert_eq!(parse(&record(&message)), named("api.example.org"));
+}

@@ -3,8 +3,9 @@
 //!
 //! * [`name`], [`address`], [`authority`], [`path`]: what a destination may look like, and which can be reached at all.
 //! * [`rules`]: a policy's rules, compiled; which connection and which request they allow.
-//! * [`client_hello`], [`dns`], [`headers`]: what sandboxes send, read strictly.
-//! * [`identity`], [`token`]: which run an address belongs to; [`shares`]: how much of the gateway each may hold.
+//! * [`client_hello`], [`dns`], [`strict`], [`headers`]: what sandboxes send, read strictly.
+//! * [`registration`], [`pod_token`], [`identity`], [`token`]: which run an address belongs to; [`shares`]: how much of
+//!   the gateway each may hold.
 //! * [`credential`], [`scrub`]: the values that the gateway adds, and that no answer may carry back.
 //! * [`budget`], [`models`]: what a run may spend, and what a model request costs.
 //! * [`record`]: each decision as a line of the log; [`deny`]: why something was refused.
@@ -26,8 +27,11 @@ pub mod identity;
 pub mod models;
 pub mod name;
 pub mod path;
+pub mod pod_token;
 pub mod record;
+pub mod registration;
 pub mod rules;
 pub mod scrub;
 pub mod shares;
+pub mod strict;
 pub mod token;

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
+pub use agentsandbox_action_log::text::plain;
+use agentsandbox_action_log::time::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Serialize, Serializer};
-use sha2::{Digest, Sha256};
 
 use crate::deny::Deny;
 
@@ -44,12 +45,6 @@ impl Class {
             Self::Dns => 4003,
             Self::Model => 6003,
         }
-    }
-}
-
-impl Serialize for Class {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u16(self.number())
     }
 }
 
@@ -172,21 +167,14 @@ pub struct End {
 
 /// The records of one run, each with the hash of the one before.
 #[derive(Clone, Debug, Default)]
-pub struct Chain {
-    records: u64,
-    head: Option<[u8; 32]>,
-}
+pub struct Chain(agentsandbox_action_log::chain::Chain);
 
 impl Chain {
     /// The next record as a line, without its end. `run` is absent for what no run could be named for; all of that is a
     /// chain of its own.
     #[must_use]
     pub fn line(&mut self, run: Option<&RunIdentity>, record: &Record<'_>) -> String {
-        let head = self.head();
-        let line = Line {
-            seq: self.records,
-            time: Time(record.time),
-            class: record.class,
+        let fields = Fields {
             run,
             action: record.action,
             reason: record.reason,
@@ -199,35 +187,28 @@ impl Chain {
             rule: record.rule,
             model: record.model.map(|text| plain(text, TEXT_MAX)),
             end: record.end,
-            prev: head.as_deref(),
         };
-        // Strings, numbers and structs always serialise.
-        let text = serde_json::to_string(&line).unwrap_or_default();
-        self.records += 1;
-        self.head = Some(Sha256::digest(text.as_bytes()).into());
-        text
+        let time = Time(u64::try_from(record.time.as_millisecond()).unwrap_or_default());
+        self.0.line(time, record.class.number(), &fields)
     }
 
     /// The chain of which the last record is known, from a run's status. Records that were written after that status are
     /// followed by others of the same number: the log shows both.
     #[must_use]
     pub fn resume(records: u64, head: &str) -> Option<Self> {
-        Some(Self {
-            records,
-            head: Some(crate::identity::parse_sha256(head)?),
-        })
+        agentsandbox_action_log::chain::Chain::resume(records, head).map(Self)
     }
 
     /// How many records there are.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.records
+        self.0.records()
     }
 
     /// Hash of the last record, in hexadecimal digits: it covers all before it.
     #[must_use]
     pub fn head(&self) -> Option<String> {
-        self.head.as_ref().map(hex)
+        self.0.head()
     }
 }
 
@@ -239,18 +220,11 @@ fn without_user(destination: &str) -> &str {
 /// A SHA-256 in hexadecimal digits.
 #[must_use]
 pub fn hex(sha: &[u8; 32]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = sha.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
+    agentsandbox_action_log::chain::hex(sha)
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
-    seq: u64,
-    time: Time,
-    class: Class,
+struct Fields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<&'a RunIdentity>,
     action: Action,
@@ -269,40 +243,6 @@ struct Line<'a> {
     model: Option<Cow<'a, str>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     end: Option<End>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prev: Option<&'a str>,
-}
-
-struct Time(Timestamp);
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:.3}", self.0))
-    }
-}
-
-/// Text from outside as visible ASCII of at most `max` bytes: every other character becomes `?`, and what is cut off is
-/// marked by `...`. Terminals and log viewers find nothing in it to act on.
-#[must_use]
-pub fn plain(text: &str, max: usize) -> Cow<'_, str> {
-    let is_plain = |byte: u8| (0x20..0x7f).contains(&byte);
-    if text.len() <= max && text.bytes().all(is_plain) {
-        return Cow::Borrowed(text);
-    }
-    let mut plain = String::with_capacity(max.min(text.len()));
-    for character in text.chars() {
-        if plain.len() >= max {
-            plain.truncate(max.saturating_sub(3));
-            plain.push_str("...");
-            break;
-        }
-        plain.push(if character.is_ascii() && is_plain(character as u8) {
-            character
-        } else {
-            '?'
-        });
-    }
-    Cow::Owned(plain)
 }
 
 #[cfg(test)]

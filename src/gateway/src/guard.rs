@@ -8,11 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use agentsandbox_egress::deny::Deny;
+use agentsandbox_egress::strict::Strict;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
-
-use crate::strict::Strict;
 
 /// What is read at once while a head is collected.
 const STEP: usize = 4 << 10;

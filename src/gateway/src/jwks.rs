@@ -4,20 +4,14 @@
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use agentsandbox_egress::pod_token::{Malformed, Unverified, decode};
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
 };
 use serde::Deserialize;
 
-/// Longest token, in bytes. Those of the API server are about 1.2 KiB long.
-const MAX_TOKEN_BYTES: usize = 8 << 10;
 /// Most keys of the API server: it publishes those of one or two generations.
 const MAX_KEYS: usize = 16;
-/// Clocks differ by so many seconds at most.
-const LEEWAY_SECONDS: i64 = 30;
-
 /// Why a token shows nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
@@ -83,42 +77,6 @@ struct Jwk {
     y: String,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-    #[serde(default)]
-    kid: String,
-}
-
-#[derive(Deserialize)]
-struct Claims {
-    iss: String,
-    aud: Audience,
-    exp: i64,
-    #[serde(default)]
-    nbf: Option<i64>,
-    #[serde(rename = "kubernetes.io")]
-    kubernetes: Kubernetes,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Audience {
-    One(String),
-    Several(Vec<String>),
-}
-
-#[derive(Deserialize)]
-struct Kubernetes {
-    namespace: String,
-    pod: Pod,
-}
-
-#[derive(Deserialize)]
-struct Pod {
-    uid: String,
-}
-
 impl Keys {
     /// Takes the keys that the API server publishes, and the name by which it signs. Keys of other kinds are skipped.
     pub fn set(&self, issuer: String, jwks: Jwks) {
@@ -140,42 +98,26 @@ impl Keys {
 
     /// Verifies a token for `audience` at `now` (seconds since 1970).
     pub fn verify(&self, token: &str, audience: &str, now: i64) -> Result<PodToken, TokenError> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(TokenError::Malformed);
-        }
-        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
-        let header: Header = part(header)?;
-        let signature = decode(signature)?;
+        let token = Unverified::parse(token)?;
         let set = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let set = set.as_ref().ok_or(TokenError::UnknownKey)?;
-        let key = set.keys.get(&header.kid).ok_or(TokenError::UnknownKey)?;
-        key.verify(&header.alg, signed.as_bytes(), &signature)?;
+        let key = set.keys.get(&token.key).ok_or(TokenError::UnknownKey)?;
+        key.verify(&token.algorithm, token.signed.as_bytes(), &token.signature)?;
 
-        let claims: Claims = part(claims)?;
-        if claims.iss != set.issuer {
-            return Err(TokenError::Claim("issuer"));
-        }
-        let is_for_us = match &claims.aud {
-            Audience::One(one) => one == audience,
-            Audience::Several(several) => several.iter().any(|one| one == audience),
-        };
-        if !is_for_us {
-            return Err(TokenError::Claim("audience"));
-        }
-        if claims.exp.saturating_add(LEEWAY_SECONDS) < now {
-            return Err(TokenError::Claim("expiry"));
-        }
-        if claims
-            .nbf
-            .is_some_and(|from| from.saturating_sub(LEEWAY_SECONDS) > now)
-        {
-            return Err(TokenError::Claim("begin"));
-        }
+        let claims = token.claims()?;
+        claims
+            .check(&set.issuer, audience, now)
+            .map_err(TokenError::Claim)?;
         Ok(PodToken {
-            namespace: claims.kubernetes.namespace,
-            pod_uid: claims.kubernetes.pod.uid,
+            namespace: claims.namespace,
+            pod_uid: claims.pod_uid,
         })
+    }
+}
+
+impl From<Malformed> for TokenError {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
     }
 }
 
@@ -208,14 +150,6 @@ impl Key {
     }
 }
 
-fn decode(text: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenError::Malformed)
-}
-
-fn part<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, TokenError> {
-    serde_json::from_slice(&decode(text)?).map_err(|_| TokenError::Malformed)
-}
-
 /// Signs tokens as the API server does, for tests of this crate.
 #[doc(hidden)]
 pub mod testing {
@@ -223,8 +157,9 @@ pub mod testing {
     use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
     use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-    use super::{Jwks, URL_SAFE_NO_PAD};
+    use super::Jwks;
 
     /// The issuer of [`Signer`]'s tokens.
     pub const ISSUER: &str = "https://issuer.example";
@@ -294,6 +229,8 @@ pub mod testing {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use serde_json::json;
 
     use super::testing::{ISSUER, Signer};

@@ -4,7 +4,7 @@
 //!
 //! * Ways in: [`accept`] gives each connection its place; [`steered`] serves the forward proxy, steered TLS and plain
 //!   HTTP, [`connect`] tunnels, [`dns`] questions, [`register`] recorders.
-//! * Bytes: [`strict`] and [`guard`] look at requests before the HTTP library does, [`hello`] at TLS; [`relay`] and
+//! * Bytes: [`guard`] looks at requests before the HTTP library does, [`hello`] at TLS; [`relay`] and
 //!   [`body`] carry them, counted.
 //! * Requests: [`serve`] runs connections, [`inspect`] ends TLS with leaves of [`ca`], [`inside`] judges each request,
 //!   [`forward`] and [`models`] (and [`metered`]) send it on by [`upstream`] and [`network`], with [`credentials`] and [`tls`].
@@ -51,7 +51,6 @@ pub mod session;
 pub mod sink;
 pub mod state;
 pub mod steered;
-pub mod strict;
 pub mod tls;
 pub mod upstream;
 pub mod watch;

@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentsandbox_api::gateway::{AUDIENCE, REGISTER_MAX_BYTES, Register, Registered};
-use agentsandbox_egress::identity::{Run, parse_sha256};
+use agentsandbox_api::gateway::{AUDIENCE, REGISTER_MAX_BYTES, Registered};
+use agentsandbox_egress::identity::Run;
+use agentsandbox_egress::registration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
@@ -72,14 +73,9 @@ async fn converse(gateway: &Arc<Gateway>, mut stream: TcpStream, peer: IpAddr) {
 }
 
 async fn register(gateway: &Arc<Gateway>, peer: IpAddr, line: &[u8]) -> Result<Arc<Run>, Registered> {
-    let Ok(request) = serde_json::from_slice::<Register>(line) else {
-        return Err(unbound(false, "this is no registration"));
-    };
-    let Some(token_sha256) = parse_sha256(&request.run_token_sha256) else {
-        return Err(unbound(false, "runTokenSha256 is no SHA-256"));
-    };
+    let claim = registration::parse(line).map_err(|message| unbound(false, message))?;
     let now = (gateway.clock)();
-    let pod = match gateway.keys.verify(&request.token, AUDIENCE, now) {
+    let pod = match gateway.keys.verify(&claim.token, AUDIENCE, now) {
         Ok(pod) => pod,
         Err(error) => {
             warn!(%peer, %error, "registration refused");
@@ -89,11 +85,11 @@ async fn register(gateway: &Arc<Gateway>, peer: IpAddr, line: &[u8]) -> Result<A
             return Err(unbound(error == TokenError::UnknownKey, &error.to_string()));
         }
     };
-    if pod.namespace != gateway.namespace || pod.pod_uid != request.pod_uid {
+    if pod.namespace != gateway.namespace || pod.pod_uid != claim.pod_uid {
         warn!(%peer, pod_uid = pod.pod_uid, namespace = pod.namespace, "a token of another pod");
         return Err(unbound(false, "the token is another pod's"));
     }
-    gateway.register(peer, &pod.pod_uid, token_sha256).await
+    gateway.register(peer, &pod.pod_uid, claim.run_token).await
 }
 
 async fn read_line(stream: &mut TcpStream) -> Option<Vec<u8>> {

@@ -1,9 +1,11 @@
 //! `sandbox-supervisor`: recorder, and process 1 of a sandbox.
 
+mod archive;
 mod install;
 mod protocol;
 mod recorder;
 mod run;
+mod step;
 mod sys;
 mod text;
 
@@ -16,6 +18,13 @@ Usage:
   sandbox-supervisor record        probe the network, give the go, write the completion record (sidecar)
   sandbox-supervisor install DIR   copy this program to DIR/sandbox-supervisor
   sandbox-supervisor run           run the command that the recorder sends (process 1 of the agent container)
+  sandbox-supervisor step [--timeout SECONDS] [--env NAME=VALUE]... [--workdir DIR] [--stdin] [--detach] -- COMMAND ...
+                                   run a counted, recorded command in the sandbox (kubectl exec into `recorder`)
+  sandbox-supervisor step --put DIR
+                                   unpack a tar stream from standard input into DIR of the sandbox
+  sandbox-supervisor step --get PATH
+                                   write PATH of the sandbox to standard output, as a tar stream
+  sandbox-supervisor status        print the run as it stands now, as JSON
   sandbox-supervisor --version
 
 The operator puts these into the pods it makes; `record` and `run` refuse unless they are process 1.
@@ -31,6 +40,10 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&format!("install to {directory}: {error}")),
         },
+        ["step", arguments @ ..] if !matches!(arguments, ["--help" | "-h"]) => exit(step::step(arguments)),
+        ["unpack", folder] => exit(archive::unpack(folder)),
+        ["pack", path] => exit(archive::pack(path)),
+        ["status"] => exit(step::status()),
         ["--version" | "-V"] => {
             println!("sandbox-supervisor {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -51,7 +64,10 @@ fn process_one(part: fn() -> i32) -> ExitCode {
     if std::process::id() != 1 {
         return fail("this must be process 1 of a container of its own");
     }
-    let code = part();
+    exit(part())
+}
+
+fn exit(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
 }
 

@@ -15,6 +15,7 @@ pub const FROM_RECORDER_MAX: usize = 2 << 20;
 pub struct Channel {
     stream: TcpStream,
     buffer: Vec<u8>,
+    outgoing: Vec<u8>,
     longest: usize,
 }
 
@@ -35,6 +36,7 @@ impl Channel {
         Ok(Self {
             stream,
             buffer: Vec::new(),
+            outgoing: Vec::new(),
             longest,
         })
     }
@@ -46,12 +48,50 @@ impl Channel {
 
     /// Sends one message whole.
     pub fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
-        let mut line = serde_json::to_vec(message)?;
-        line.push(b'\n');
+        self.queue(message)?;
         self.stream.set_nonblocking(false)?;
         self.stream
             .set_write_timeout(Some(std::time::Duration::from_secs(5)))?;
-        self.stream.write_all(&line)
+        self.stream.write_all(&self.outgoing)?;
+        self.outgoing.clear();
+        Ok(())
+    }
+
+    /// Puts one message behind those that wait to be sent; [`Channel::flush`] sends them.
+    pub fn queue(&mut self, message: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.outgoing, message)?;
+        self.outgoing.push(b'\n');
+        Ok(())
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what can be sent without waiting.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.outgoing.is_empty() {
+            return Ok(());
+        }
+        self.stream.set_nonblocking(true)?;
+        let mut sent = 0;
+        let result = loop {
+            match self.stream.write(&self.outgoing[sent..]) {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => {
+                    sent += length;
+                    if sent == self.outgoing.len() {
+                        break Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        self.outgoing.drain(..sent);
+        result
     }
 
     /// Looks for one message, without waiting.

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Makes this process unreadable for others of the same user: no ptrace, no `/proc/1/mem`.
@@ -147,6 +148,72 @@ pub fn wait_readable(descriptors: &[BorrowedFd<'_>], timeout: Duration) {
     unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
 }
 
+/// Whether the other side of a connection sends no more; what it sent before may still be unread.
+pub fn has_hung_up(connection: BorrowedFd<'_>) -> bool {
+    let mut polled = libc::pollfd {
+        fd: connection.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: the pointer is to one live pollfd.
+    let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
+    ready > 0 && polled.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// A descriptor to wait for: until it can be read, until it can be written, or only until its other side is gone.
+pub struct Awaited<'a> {
+    /// The descriptor.
+    pub fd: BorrowedFd<'a>,
+    /// Wait until it can be read.
+    pub read: bool,
+    /// Wait until it can be written.
+    pub write: bool,
+}
+
+impl<'a> Awaited<'a> {
+    /// Waits until it can be read.
+    pub fn read(fd: BorrowedFd<'a>) -> Self {
+        Self {
+            fd,
+            read: true,
+            write: false,
+        }
+    }
+}
+
+/// Waits until something happens to one of the descriptors, or for so long. Returns for each whether its other side is
+/// gone.
+pub fn wait(awaited: &[Awaited<'_>], timeout: Duration) -> Vec<bool> {
+    let mut polled: Vec<libc::pollfd> = awaited
+        .iter()
+        .map(|awaited| libc::pollfd {
+            fd: awaited.fd.as_raw_fd(),
+            events: if awaited.read { libc::POLLIN } else { 0 }
+                | if awaited.write { libc::POLLOUT } else { 0 },
+            revents: 0,
+        })
+        .collect();
+    let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    // SAFETY: the pointer and length are those of a live vector.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+    polled
+        .iter()
+        .map(|polled| polled.revents & (libc::POLLHUP | libc::POLLERR) != 0)
+        .collect()
+}
+
+/// Reads and writes of this descriptor never wait from now on.
+pub fn never_wait(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fcntl with these commands takes no pointers.
+    unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        if flags < 0 || libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// A child that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -189,6 +256,22 @@ pub fn kill_everything() {
     if std::process::id() == 1 {
         // SAFETY: kill takes no pointers; -1 as process 1 reaches this namespace alone.
         unsafe { libc::kill(-1, libc::SIGKILL) };
+    }
+}
+
+/// Sends a signal to one process, but not to process 1.
+pub fn signal(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill takes no pointers.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Asks every other process of this pid namespace to end; only process 1 of one may.
+pub fn ask_everything_to_end() {
+    if std::process::id() == 1 {
+        // SAFETY: kill takes no pointers; -1 as process 1 reaches this namespace alone.
+        unsafe { libc::kill(-1, libc::SIGTERM) };
     }
 }
 
@@ -279,6 +362,58 @@ impl Folder {
     /// Opens a folder of ours.
     pub fn open(path: &str) -> io::Result<Self> {
         open_at(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_DIRECTORY, 0).map(Self)
+    }
+
+    /// Opens a folder that somebody named, whatever leads there.
+    pub fn open_path(path: &std::path::Path) -> io::Result<Self> {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(path)
+            .map(|folder| Self(folder.into()))
+    }
+
+    /// The same folder, held once more.
+    pub fn again(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Sets the folder's permission bits.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        // SAFETY: fchmod takes no pointers.
+        if unsafe { libc::fchmod(self.0.as_raw_fd(), mode & 0o777) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Removes a file of this folder, if there is one; no folder.
+    pub fn remove_file(&self, name: &str) -> io::Result<()> {
+        let name = CString::new(name)?;
+        // SAFETY: the name is NUL-terminated and outlives the call.
+        if unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a symbolic link in this folder.
+    pub fn link(&self, name: &str, target: &str) -> io::Result<()> {
+        let (name, target) = (CString::new(name)?, CString::new(target)?);
+        // SAFETY: both names are NUL-terminated and outlive the call.
+        if unsafe { libc::symlinkat(target.as_ptr(), self.0.as_raw_fd(), name.as_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Makes a file in this folder that was not there.
+    pub fn create_new(&self, name: &str) -> io::Result<File> {
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        open_at(self.0.as_raw_fd(), name, flags, 0o600).map(File::from)
     }
 
     /// Opens a folder in this one, and makes it if it is missing.

@@ -6,7 +6,7 @@ use agentsandbox_api::gateway;
 use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
-use agentsandbox_api::run::{CommandSpec, RunSpec};
+use agentsandbox_api::run::{CommandSpec, RequiredCapture, RunSpec};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{
@@ -188,12 +188,18 @@ fn run_spec(
     RunSpec {
         sandbox_uid: identity.sandbox_uid.clone(),
         run_id: identity.run_id.clone(),
+        namespace: identity.namespace.clone(),
+        sandbox: identity.sandbox.clone(),
+        policy: identity.policy.clone(),
+        audit: RequiredCapture::default(),
+        session: run.session,
         isolation,
         probes: probes::targets(run, facts),
         probe_interval_seconds: config.probe_interval_seconds,
         probe_timeout_seconds: config.probe_timeout_seconds,
         command: CommandSpec {
             argv: run.argv.clone(),
+            session: run.session.is_some(),
             env: run.env.clone(),
             working_dir: run.working_dir.clone(),
             files: run.files.clone(),

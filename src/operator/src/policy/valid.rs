@@ -48,6 +48,8 @@ pub struct ValidPolicy {
     pub maximum_ttl_seconds: i64,
     /// Model tokens, requests, steps and bytes of egress that a sandbox may be given; unbounded if `None`.
     pub maximum_budgets: Budgets,
+    /// What holds where a sandbox is silent.
+    pub default_budgets: Budgets,
     /// Claims a sandbox may name.
     pub claims: Vec<String>,
     /// Whether two live runs may use one claim.
@@ -67,6 +69,8 @@ pub struct ValidEgress {
     pub opened: BTreeSet<IpNet>,
     /// Variables by which SDKs find the models.
     pub models: Vec<ModelAccess>,
+    /// Whether model requests are possible: each is a step, which the gateway counts.
+    pub counts_steps: bool,
 }
 
 /// Why a policy can't be enforced: every problem, in the order of the fields.
@@ -134,7 +138,8 @@ pub fn validate(
         limits.map(Budgets::of).unwrap_or_default()
     };
     let maximum_budgets = budgets(&spec.maximum);
-    for (field, default, most) in budgets(&spec.defaults).above(&maximum_budgets) {
+    let default_budgets = budgets(&spec.defaults);
+    for (field, default, most) in default_budgets.above(&maximum_budgets) {
         problems.invalid.push(format!(
             "spec.defaults.{field} ({default}) is above spec.maximum.{field} ({most})"
         ));
@@ -185,6 +190,7 @@ pub fn validate(
             .and_then(|maximum| maximum.ttl_seconds_after_finished)
             .unwrap_or(BUILT_IN_MAXIMUM_TTL_SECONDS),
         maximum_budgets,
+        default_budgets,
         claims: workspace.persistent_volume_claims,
         claims_shared: workspace.shared,
         cleanup: spec.cleanup.clone(),
@@ -209,6 +215,7 @@ pub fn egress(
         secrets: policy.secrets().into_iter().map(str::to_owned).collect(),
         opened: policy.opened().into_iter().collect(),
         models: models::variables(policy.models()),
+        counts_steps: !spec.models.is_empty(),
     }))
 }
 

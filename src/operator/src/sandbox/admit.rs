@@ -6,7 +6,7 @@ use agentsandbox_api::gateway::GatewayAccess;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
-use agentsandbox_api::run::{FileSpec, MountedFiles};
+use agentsandbox_api::run::{FileSpec, MountedFiles, SessionSpec};
 use agentsandbox_api::sandbox::{AgentSandboxSpec, Capture, Quantity};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -44,6 +44,8 @@ pub struct AdmittedRun {
     pub tmp_bytes: u64,
     /// Program and all arguments.
     pub argv: Vec<String>,
+    /// Take steps instead of running a command.
+    pub session: Option<SessionSpec>,
     /// Environment.
     pub env: BTreeMap<String, String>,
     /// Working directory.
@@ -87,13 +89,16 @@ impl Rejection {
 /// Fills in what the sandbox leaves to its policy and checks all of it; a rejection names every offending field.
 pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRun, Rejection> {
     let mut rejection = Rejection::default();
-    if spec.session.is_some() {
-        rejection.add("spec.session is not supported by this version".to_owned());
-    }
     check_image(spec, policy, &mut rejection);
     let figures = figures(spec, policy, &mut rejection);
     let (workspace_bytes, tmp_bytes) = folders(spec, &figures, &mut rejection);
     check_budgets(spec, policy, &mut rejection);
+    if session(spec, policy).is_some_and(|session| session.gateway_counts) {
+        rejection.add(
+            "spec.session is not possible under a policy with models: the egress gateway does not count steps yet"
+                .to_owned(),
+        );
+    }
     let env = environment(spec, &mut rejection);
     let (files, config_maps) = files(spec, &mut rejection);
     let claim = claim(spec, policy, &mut rejection);
@@ -145,6 +150,7 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
         workspace_bytes,
         tmp_bytes,
         argv,
+        session: session(spec, policy),
         env,
         working_dir: spec.working_dir.clone(),
         files,
@@ -159,6 +165,20 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
         tolerations: policy.tolerations.clone(),
         priority_class: policy.priority_class.clone(),
         gateway: None,
+    })
+}
+
+/// Model requests are steps too: where they are possible the gateway alone can count both.
+fn session(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Option<SessionSpec> {
+    let session = spec.session.as_ref()?;
+    let asked = spec.limits.as_ref().and_then(|limits| limits.steps);
+    let most = asked
+        .or(policy.default_budgets.steps)
+        .or(policy.maximum_budgets.steps);
+    Some(SessionSpec {
+        idle_timeout_seconds: u32::try_from(session.idle_timeout_seconds).unwrap_or(1),
+        steps: most.map(|steps| u64::try_from(steps).unwrap_or_default()),
+        gateway_counts: policy.egress.as_ref().is_some_and(|egress| egress.counts_steps),
     })
 }
 
@@ -450,14 +470,26 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_refused_and_not_ignored() {
-        let spec = json!({"session": {"idleTimeoutSeconds": 5}, "command": null});
-        assert!(
-            run(spec, json!({}))
-                .unwrap_err()
-                .to_string()
-                .contains("spec.session")
+    fn a_session_takes_so_many_steps_as_sandbox_or_policy_say() {
+        let of = |limits: serde_json::Value, policy: serde_json::Value| {
+            let spec = json!({"session": {"idleTimeoutSeconds": 5}, "command": null, "limits": limits});
+            run(spec, policy).unwrap().session.unwrap()
+        };
+        let defaults = json!({"defaults": {"limits": {"steps": 7}}, "maximum": {"limits": {"steps": 9}}});
+        let none = of(json!({}), json!({}));
+        assert_eq!(
+            none,
+            SessionSpec {
+                idle_timeout_seconds: 5,
+                steps: None,
+                gateway_counts: false,
+            }
         );
+        assert_eq!(of(json!({}), defaults.clone()).steps, Some(7));
+        assert_eq!(of(json!({"steps": 8}), defaults).steps, Some(8));
+        let maximum = json!({"maximum": {"limits": {"steps": 9}}});
+        assert_eq!(of(json!({}), maximum).steps, Some(9));
+        assert_eq!(run(json!({}), json!({})).unwrap().session, None);
     }
 
     #[test]

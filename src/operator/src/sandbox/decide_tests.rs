@@ -93,6 +93,8 @@ fn record(reason: Reason, exit_code: i32) -> String {
         }),
         network: None,
         usage: MeasuredUsage::default(),
+        audit: None,
+        steps: None,
     })
     .unwrap()
 }

@@ -38,6 +38,12 @@ pub(super) fn fold(world: &World<'_>, status: &mut AgentSandboxStatus) {
         let usage = status.usage.get_or_insert_default();
         if usage.model_requests.is_none() {
             usage.model_requests = Some(egress.used.model_requests);
+            usage.steps = Some(
+                usage
+                    .steps
+                    .unwrap_or_default()
+                    .saturating_add(egress.used.model_requests),
+            );
             usage.input_tokens = Some(egress.input_tokens);
             usage.output_tokens = Some(egress.output_tokens);
             usage.egress_allowed = Some(egress.allowed);

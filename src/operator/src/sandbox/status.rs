@@ -78,6 +78,7 @@ pub fn compose(world: &World<'_>, stage: &Stage) -> AgentSandboxStatus {
             if status.start_time.is_none() {
                 status.start_time = Some(Time(world.now));
             }
+            let session = world.sandbox.spec.session.is_some();
             let mut say = Speaker::new(&mut status, world);
             say.accepted();
             say.unfinished();
@@ -88,8 +89,13 @@ pub fn compose(world: &World<'_>, stage: &Stage) -> AgentSandboxStatus {
                     "every forbidden destination was closed before the command started",
                 ),
             );
-            say.that(types::READY, &Say::yes(reasons::RUNNING, "the command runs"));
-            say.progress(reasons::RUNNING, "the command runs", false);
+            let message = if session {
+                "the session takes steps"
+            } else {
+                "the command runs"
+            };
+            say.that(types::READY, &Say::yes(reasons::RUNNING, message));
+            say.progress(reasons::RUNNING, message, false);
         }
         Stage::Finished(verdict) => finished(&mut status, world, verdict),
     }
@@ -184,6 +190,8 @@ fn finished(status: &mut AgentSandboxStatus, world: &World<'_>, verdict: &Verdic
         status.network.clone_from(&verdict.network);
     }
     status.usage.clone_from(&verdict.usage);
+    status.audit.clone_from(&verdict.audit);
+    status.session.clone_from(&verdict.session);
     status.result = Some(RunResult {
         exit_code: verdict.exit_code,
         signal: verdict.signal,

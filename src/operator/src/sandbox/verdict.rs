@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use agentsandbox_api::action::AuditSummary;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::run::{CompletionRecord, Figure, MeasuredUsage, RECORD_VERSION};
-use agentsandbox_api::sandbox::{Evidence, NetworkStatus, Usage};
+use agentsandbox_api::run::{
+    CompletionRecord, Figure, LAST_STEPS, MeasuredUsage, RECORD_VERSION, STEP_COMMAND_MAX_BYTES, StepsSummary,
+};
+use agentsandbox_api::sandbox::{AuditStatus, Evidence, NetworkStatus, SessionStatus, StepStatus, Usage};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -38,6 +41,10 @@ pub struct Verdict {
     pub network: Option<NetworkStatus>,
     /// What the run used.
     pub usage: Option<Usage>,
+    /// The action log in figures.
+    pub audit: Option<AuditStatus>,
+    /// Its steps, if it was a session.
+    pub session: Option<SessionStatus>,
 }
 
 impl Verdict {
@@ -57,6 +64,8 @@ impl Verdict {
             guest_kernel: None,
             network: None,
             usage: None,
+            audit: None,
+            session: None,
         }
     }
 }
@@ -113,7 +122,10 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
     Verdict {
         reason,
         message,
-        exit_code: if record.started { record.exit_code } else { None },
+        // A session has no command whose exit code could be told.
+        exit_code: record
+            .exit_code
+            .filter(|_| record.started && record.steps.is_none()),
         signal: record.signal,
         output: record.output.clone().filter(|_| keeps_result),
         evidence: Evidence::Guest,
@@ -129,7 +141,17 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
             rounds: i32::try_from(network.rounds).ok(),
             probes: network.probes.clone(),
         }),
-        usage: record.started.then(|| usage(&record.usage)),
+        usage: record.started.then(|| Usage {
+            steps: record.steps.as_ref().map(|steps| count(steps.taken)),
+            commands: record.audit.as_ref().and_then(|audit| audit.commands.map(count)),
+            files_changed: record
+                .audit
+                .as_ref()
+                .and_then(|audit| audit.files_changed.map(count)),
+            ..usage(&record.usage)
+        }),
+        audit: record.audit.as_ref().map(audit),
+        session: record.steps.as_ref().map(session),
     }
 }
 
@@ -196,6 +218,17 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
             Reason::SandboxLost,
             "a completion record without an exit code 0 of the command is no success".to_owned(),
         ),
+        Reason::IdleTimeout
+            if record.exit_code != Some(0)
+                || agent_exit != Some(0)
+                || !record.started
+                || record.steps.is_none() =>
+        {
+            (
+                Reason::SandboxLost,
+                "only a session that had begun can end idle, and then with exit code 0".to_owned(),
+            )
+        }
         Reason::Completed => (Reason::Completed, "the command ended with exit code 0".to_owned()),
         // From inside it can only be seen that somebody outside ended the run, that the connection broke, or that
         // the agent container never came.
@@ -325,6 +358,52 @@ fn usage(measured: &MeasuredUsage) -> Usage {
     }
 }
 
+/// The steps as the record tells of them: the guest's own account.
+fn session(summary: &StepsSummary) -> SessionStatus {
+    SessionStatus {
+        steps: count(summary.taken),
+        refused: count(summary.refused),
+        last_steps: summary
+            .last
+            .iter()
+            .take(LAST_STEPS)
+            .map(|step| StepStatus {
+                step: count(step.step),
+                command: step
+                    .command
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(STEP_COMMAND_MAX_BYTES)
+                    .collect(),
+                start_time: timestamp(Some(step.started_at_ms)).map(Time),
+                duration: step
+                    .duration_millis
+                    .map(|millis| format!("{}.{}s", millis / 1000, millis % 1000 / 100)),
+                exit_code: step.exit_code,
+            })
+            .collect(),
+    }
+}
+
+/// The log as the record tells of it: the guest's own account. Text that is no hash is not passed on.
+fn audit(summary: &AuditSummary) -> AuditStatus {
+    let is_hash = |head: &String| head.len() == 64 && head.bytes().all(|byte| byte.is_ascii_hexdigit());
+    AuditStatus {
+        records: count(summary.records),
+        head: summary.head.clone().filter(is_hash),
+        capture: summary.capture,
+        suppressed: count(summary.suppressed),
+        unreadable: count(summary.unreadable),
+        lost: count(summary.lost),
+        evidence: Evidence::Guest,
+    }
+}
+
+/// A count as the API holds it.
+fn count(figure: u64) -> i64 {
+    i64::try_from(figure).unwrap_or(i64::MAX)
+}
+
 fn timestamp(ms: Option<u64>) -> Option<Timestamp> {
     Timestamp::from_millisecond(i64::try_from(ms?).ok()?).ok()
 }
@@ -357,6 +436,8 @@ mod tests {
             }),
             network: None,
             usage: MeasuredUsage::default(),
+            audit: None,
+            steps: None,
         }
     }
 
@@ -421,6 +502,35 @@ mod tests {
         let mut restarted = view(Some(&good), 0, "Completed");
         restarted.recorder.restarts = 1;
         assert_eq!(reason_of(&restarted), Reason::SandboxLost);
+    }
+
+    #[test]
+    fn the_log_in_figures_is_the_guests_account() {
+        let mut told = record(Reason::Completed, 0);
+        told.audit = Some(AuditSummary {
+            records: u64::MAX,
+            head: Some("not a hash".into()),
+            suppressed: 2,
+            commands: Some(3),
+            files_changed: None,
+            ..AuditSummary::default()
+        });
+        let expected = Expected {
+            sandbox_uid: "sandbox",
+            run_id: "",
+            minimum: IsolationLevel::UserspaceKernel,
+            node_boot_id: None,
+        };
+        let verdict = judge(
+            &view(Some(&told), 0, "Completed"),
+            expected,
+            Timestamp::UNIX_EPOCH,
+        );
+        let audit = verdict.audit.unwrap();
+        assert_eq!((audit.records, audit.head, audit.suppressed), (i64::MAX, None, 2));
+        assert_eq!(audit.evidence, Evidence::Guest);
+        let usage = verdict.usage.unwrap();
+        assert_eq!((usage.commands, usage.files_changed), (Some(3), None));
     }
 
     #[test]

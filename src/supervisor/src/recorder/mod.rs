@@ -2,10 +2,12 @@
 //! completion record where no code of the user's can.
 
 mod environment;
+mod log;
 mod probe;
 mod record;
 mod register;
 mod startup;
+mod steps;
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,20 +17,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
+use agentsandbox_api::action::{Action, Capture, Means};
 use agentsandbox_api::isolation::{IsolationLevel, observed_level};
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{
-    CompletionRecord, Ended, Evidence, FileSpec, FromRecorder, FromSupervisor, MeasuredUsage,
-    ObservedIsolation, ObservedNetwork, RECORD_VERSION, RunSpec,
+    CompletionRecord, Ended, Evidence, FileSpec, FromRecorder, FromSupervisor, LiveState, MeasuredUsage,
+    ObservedIsolation, ObservedNetwork, RECORD_VERSION, RequiredCapture, RunSpec,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::protocol::{Channel, FROM_SUPERVISOR_MAX, Received};
-use crate::sys::{self, Signals};
+use crate::sys::{self, Awaited, Signals};
+use log::Log;
 use probe::Round;
 use register::Registration;
+use steps::Steps;
 
 /// Between two rounds of the probe while a destination is still open.
 const RETRY: Duration = Duration::from_millis(100);
@@ -36,6 +41,12 @@ const RETRY: Duration = Duration::from_millis(100);
 const MOUNTED_FILES_MAX: u64 = 1 << 20;
 /// From SIGTERM on, how long the supervisor may take to report: below the pod's grace.
 const LAST_WORDS: Duration = Duration::from_secs(8);
+/// How long the supervisor may take to say what it captures.
+const CAPTURE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the loop sleeps at most while the log's pipe is stalled.
+const STALLED_TICK: Duration = Duration::from_millis(20);
+/// How long callers whose steps the run's end has ended may take to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -93,6 +104,10 @@ struct Recorder {
     gateway: Option<Result<Registration, String>>,
     /// The certificate that the supervisor was given last.
     certificate: Option<String>,
+    /// The action log.
+    log: Log,
+    /// Whoever asks for steps or the run's state; absent if the socket could not be made.
+    steps: Option<Steps>,
 }
 
 /// What the recorder decided before the start.
@@ -103,9 +118,19 @@ enum Verdict {
 
 impl Recorder {
     fn new(spec: RunSpec) -> Self {
+        let pod_uid = std::env::var(names::ENV_POD_UID).unwrap_or_default();
+        let begin = Action::Begin {
+            namespace: spec.namespace.clone(),
+            sandbox: spec.sandbox.clone(),
+            pod_uid: pod_uid.clone(),
+            run_id: spec.run_id.clone(),
+            policy: spec.policy.clone(),
+            capture: Capture::default(),
+        };
         Self {
             spec,
-            pod_uid: std::env::var(names::ENV_POD_UID).unwrap_or_default(),
+            pod_uid,
+            log: Log::start(begin, std::io::stdout()),
             begun: Instant::now(),
             started: Arc::new(AtomicBool::new(false)),
             network: ObservedNetwork {
@@ -120,6 +145,7 @@ impl Recorder {
             unreachable: None,
             gateway: None,
             certificate: None,
+            steps: None,
         }
     }
 
@@ -144,13 +170,20 @@ impl Recorder {
                 return 1;
             }
         };
+        self.steps = match Steps::listen(self.spec.session) {
+            Ok(steps) => Some(steps),
+            Err(error) => {
+                eprintln!("sandbox-supervisor: {}: {error}", names::PATH_STEPS);
+                None
+            }
+        };
         self.gateway = self
             .spec
             .gateway
             .as_ref()
             .map(|access| Registration::start(access, &self.pod_uid));
         let rounds = self.start_probing();
-        let record = match self.meet(&listener, &rounds, signals) {
+        let mut record = match self.meet(&listener, &rounds, signals) {
             Some(channel) => {
                 // From here on nobody else can speak for the supervisor.
                 drop(listener);
@@ -161,7 +194,18 @@ impl Recorder {
                 "the supervisor never came; the agent container did not start".to_owned(),
             ),
         };
+        let end = Action::End {
+            reason: record.reason,
+            exit_code: record.exit_code,
+        };
+        for seen in self.steps.iter_mut().flat_map(Steps::take_actions) {
+            self.log.write(seen);
+        }
+        record.audit = Some(self.log.finish(end, log::PATIENCE));
         record::write(&record);
+        if let Some(steps) = self.steps.take() {
+            steps.close(record.reason, FAREWELL);
+        }
         wait_for_term(signals);
         0
     }
@@ -267,7 +311,14 @@ impl Recorder {
             }
         };
         let verdict = match self.check(&evidence) {
-            Verdict::Go => self.await_isolation(rounds, signals),
+            Verdict::Go if self.spec.session.is_some() && self.steps.is_none() => Verdict::NoGo(
+                Reason::StartTimeout,
+                "the recorder could not open its socket, by which steps come".to_owned(),
+            ),
+            Verdict::Go => match self.check_capture(&mut channel, signals) {
+                Verdict::Go => self.await_isolation(rounds, signals),
+                no_go @ Verdict::NoGo(..) => no_go,
+            },
             no_go @ Verdict::NoGo(..) => no_go,
         };
         let command = match verdict {
@@ -351,6 +402,37 @@ impl Recorder {
         }
     }
 
+    /// Hears what the supervisor captures, and checks it against what the policy demands.
+    fn check_capture(&mut self, channel: &mut Channel, signals: &Signals) -> Verdict {
+        let begun = Instant::now();
+        loop {
+            match channel.receive::<FromSupervisor>() {
+                Received::Message(FromSupervisor::Capture(capture)) => {
+                    self.log.captures(capture);
+                    let missing = missing_capture(self.spec.audit, capture);
+                    return if missing.is_empty() {
+                        Verdict::Go
+                    } else {
+                        let message = format!(
+                            "the policy demands capture of what this sandbox can't capture: {missing}"
+                        );
+                        Verdict::NoGo(Reason::AuditUnavailable, message)
+                    };
+                }
+                Received::Nothing if begun.elapsed() < CAPTURE_TIMEOUT => {
+                    if has_term(signals) {
+                        return Verdict::NoGo(Reason::Stopped, "the pod is being deleted".to_owned());
+                    }
+                    sys::wait_readable(&[channel.stream().as_fd(), signals.as_fd()], TICK);
+                }
+                _ => {
+                    let message = "the supervisor did not say what it captures".to_owned();
+                    return Verdict::NoGo(Reason::AuditUnavailable, message);
+                }
+            }
+        }
+    }
+
     /// Waits for a round in which every destination was as it must be, and for the egress gateway to know this pod.
     fn await_isolation(&mut self, rounds: &Receiver<Round>, signals: &Signals) -> Verdict {
         let patience = Duration::from_secs(self.spec.probe_timeout_seconds.into());
@@ -407,7 +489,7 @@ impl Recorder {
         if standing.bound && standing.certificate != self.certificate {
             self.certificate.clone_from(&standing.certificate);
             if let Some(certificate) = standing.certificate {
-                let _ = channel.send(&FromRecorder::Trust { certificate });
+                let _ = channel.queue(&FromRecorder::Trust { certificate });
             }
         }
     }
@@ -466,14 +548,51 @@ impl Recorder {
         let mut last_words = None;
         let mut stopped = false;
         loop {
-            match channel.receive::<FromSupervisor>() {
+            let mut taken = false;
+            // While the log's pipe is stalled no actions are taken, so that the command waits; of a supervisor that has
+            // left, or must leave, everything is.
+            let stalled =
+                !self.log.has_room() && last_words.is_none() && !sys::has_hung_up(channel.stream().as_fd());
+            let received = if stalled {
+                Received::Nothing
+            } else {
+                channel.receive::<FromSupervisor>()
+            };
+            match received {
                 Received::Message(FromSupervisor::Started { at_ms }) => {
                     self.started_at_ms = Some(at_ms);
                     self.started.store(true, Ordering::Release);
+                    if let Some(steps) = &mut self.steps {
+                        steps.begin();
+                    }
                     continue;
                 }
+                Received::Message(FromSupervisor::Step { step, news }) => {
+                    if let Some(steps) = &mut self.steps {
+                        steps.news(step, news, channel);
+                    }
+                    let _ = channel.flush();
+                    continue;
+                }
+                Received::Message(FromSupervisor::Report(report)) => {
+                    if let Some(steps) = &mut self.steps {
+                        steps.report(&LiveState {
+                            audit: self.log.summary(),
+                            ..steps.state(*report, self.started_at_ms)
+                        });
+                    }
+                    continue;
+                }
+                // An end of the loop's round for each batch: signals and probes are heard in a flood as well.
+                Received::Message(FromSupervisor::Actions { actions }) => {
+                    taken = true;
+                    for seen in actions {
+                        self.log.write(seen);
+                    }
+                }
                 Received::Message(FromSupervisor::Ended(ended)) => return self.end(*ended),
-                Received::Message(FromSupervisor::Hello(_)) | Received::Broken => {
+                Received::Message(FromSupervisor::Hello(_) | FromSupervisor::Capture(_))
+                | Received::Broken => {
                     return self.early_end(
                         Reason::SandboxLost,
                         "the supervisor was ended without a report".to_owned(),
@@ -486,12 +605,17 @@ impl Recorder {
             {
                 stopped = true;
                 let message = format!("a forbidden destination became reachable during the run: {wrong}");
-                let _ = channel.send(&FromRecorder::Stop {
-                    reason: Reason::NetworkNotIsolated,
-                    message,
-                });
+                self.stop(channel, Reason::NetworkNotIsolated, message);
             }
             self.renew_trust(channel);
+            if let Some((reason, message)) = self.serve_steps(channel)
+                && !stopped
+            {
+                stopped = true;
+                self.stop(channel, reason, message);
+            }
+            // A connection that is broken is noticed where it is read.
+            let _ = channel.flush();
             if has_term(signals) {
                 last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             }
@@ -501,11 +625,54 @@ impl Recorder {
                     "the supervisor did not report its end".to_owned(),
                 );
             }
-            let mut awaited = vec![channel.stream().as_fd(), signals.as_fd()];
-            if let Some(Ok(registration)) = &self.gateway {
-                awaited.push(registration.as_fd());
+            if taken {
+                continue;
             }
-            sys::wait_readable(&awaited, TICK);
+            self.wait(channel, signals, stalled);
+        }
+    }
+
+    /// Has the supervisor end the run.
+    fn stop(&mut self, channel: &mut Channel, reason: Reason, message: String) {
+        if let Some(steps) = &mut self.steps {
+            steps.refuse_from_now(reason);
+        }
+        let _ = channel.queue(&FromRecorder::Stop { reason, message });
+    }
+
+    /// Serves who asks for steps, if anybody can; why the session is over, if it is.
+    fn serve_steps(&mut self, channel: &mut Channel) -> Option<(Reason, String)> {
+        let steps = self.steps.as_mut()?;
+        let gateway = self.gateway.as_ref().and_then(|gateway| gateway.as_ref().ok());
+        steps.serve(channel, gateway);
+        for seen in steps.take_actions() {
+            self.log.write(seen);
+        }
+        steps.due().filter(|_| self.started_at_ms.is_some())
+    }
+
+    /// Waits for something to do. While the log's pipe is stalled, the supervisor is not heard.
+    fn wait(&mut self, channel: &Channel, signals: &Signals, stalled: bool) {
+        let mut awaited = vec![
+            Awaited {
+                fd: channel.stream().as_fd(),
+                read: !stalled,
+                write: channel.queued() > 0,
+            },
+            Awaited::read(signals.as_fd()),
+        ];
+        if let Some(Ok(registration)) = &self.gateway {
+            awaited.push(Awaited::read(registration.as_fd()));
+        }
+        let others = awaited.len();
+        let mut patience = if stalled { STALLED_TICK } else { TICK };
+        if let Some(steps) = &self.steps {
+            awaited.extend(steps.awaited(channel));
+            patience = patience.min(steps.next_deadline().unwrap_or(patience));
+        }
+        let gone = sys::wait(&awaited, patience).split_off(others);
+        if let Some(steps) = &mut self.steps {
+            steps.note_gone(&gone);
         }
     }
 
@@ -541,8 +708,24 @@ impl Recorder {
             isolation: self.isolation.clone(),
             network: (self.network.rounds > 0).then(|| self.network.clone()),
             usage: MeasuredUsage::default(),
+            audit: None,
+            steps: self.steps.as_ref().and_then(Steps::summary),
         }
     }
+}
+
+/// What is demanded and not captured, by name.
+fn missing_capture(required: RequiredCapture, capture: Capture) -> String {
+    [
+        ("commands", required.commands, capture.commands),
+        ("files", required.files, capture.files),
+        ("network", required.network, capture.network),
+    ]
+    .into_iter()
+    .filter(|(_, required, means)| *required && *means == Means::None)
+    .map(|(name, ..)| name)
+    .collect::<Vec<_>>()
+    .join(", ")
 }
 
 fn has_term(signals: &Signals) -> bool {
@@ -557,5 +740,27 @@ fn has_term(signals: &Signals) -> bool {
 fn wait_for_term(signals: &Signals) {
     while !has_term(signals) {
         sys::wait_readable(&[signals.as_fd()], Duration::from_mins(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn demanded_capture_that_is_missing_is_named() {
+        let required = RequiredCapture {
+            commands: true,
+            files: true,
+            network: false,
+        };
+        let none = Capture::default();
+        assert_eq!(missing_capture(required, none), "commands, files");
+        assert_eq!(missing_capture(RequiredCapture::default(), none), "");
+        let commands = Capture {
+            commands: Means::Ptrace,
+            ..none
+        };
+        assert_eq!(missing_capture(required, commands), "files");
     }
 }

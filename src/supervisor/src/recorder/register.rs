@@ -14,8 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentsandbox_api::gateway::{
-    GatewayAccess, PATH_TOKEN, PORT_REGISTER, REGISTER_MAX_BYTES, Register, Registered, TOKEN_FILE,
+    GatewayAccess, PATH_TOKEN, PORT_REGISTER, REGISTER_MAX_BYTES, Register, Registered, StepCharge,
+    StepCharged, TOKEN_FILE,
 };
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::sys;
@@ -49,8 +51,26 @@ pub struct Standing {
 /// A registration that renews itself in the background until the process ends.
 pub struct Registration {
     run_token: String,
-    standing: Arc<Mutex<Standing>>,
+    shared: Arc<Shared>,
     woken: UnixStream,
+}
+
+/// What the registering thread and the recorder share.
+#[derive(Default)]
+struct Shared {
+    standing: Mutex<Standing>,
+    /// The connection, while it is bound.
+    connection: Mutex<Option<TcpStream>>,
+    /// Answers to charges that nobody has taken yet.
+    charged: Mutex<Vec<StepCharged>>,
+}
+
+/// A line of the gateway.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Charged(StepCharged),
+    Registered(Registered),
 }
 
 /// What one attempt needs.
@@ -84,17 +104,17 @@ impl Registration {
             pod_uid: pod_uid.to_owned(),
             run_token_sha256: hex(&Sha256::digest(run_token.as_bytes())),
         };
-        let standing = Arc::new(Mutex::new(Standing::default()));
+        let shared = Arc::new(Shared::default());
         let (woken, wake) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
         wake.set_nonblocking(true)?;
-        let shared = standing.clone();
+        let of_thread = shared.clone();
         std::thread::Builder::new()
             .stack_size(STACK)
-            .spawn(move || register_for_ever(&claim, &shared, &wake))?;
+            .spawn(move || register_for_ever(&claim, &of_thread, &wake))?;
         Ok(Self {
             run_token,
-            standing,
+            shared,
             woken,
         })
     }
@@ -108,7 +128,21 @@ impl Registration {
     pub fn standing(&self) -> Standing {
         let mut heard = [0; 64];
         while matches!((&self.woken).read(&mut heard), Ok(length) if length > 0) {}
-        lock(&self.standing).clone()
+        lock(&self.shared.standing).clone()
+    }
+
+    /// Asks the gateway to charge one step; [`Registration::charged`] has the answer once it comes.
+    pub fn charge(&self, number: u64) -> io::Result<()> {
+        let mut connection = lock(&self.shared.connection);
+        let stream = connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let mut line = serde_json::to_vec(&StepCharge { charge: number })?;
+        line.push(b'\n');
+        stream.write_all(&line)
+    }
+
+    /// The gateway's answers since the last call.
+    pub fn charged(&self) -> Vec<StepCharged> {
+        std::mem::take(&mut *lock(&self.shared.charged))
     }
 }
 
@@ -119,10 +153,10 @@ impl AsFd for Registration {
     }
 }
 
-fn register_for_ever(claim: &Claim, standing: &Mutex<Standing>, wake: &UnixStream) {
+fn register_for_ever(claim: &Claim, shared: &Shared, wake: &UnixStream) {
     let mut attempts = 0_u32;
     loop {
-        let pause = match attempt(claim, standing, wake) {
+        let pause = match attempt(claim, shared, wake) {
             // The connection broke after it had bound: the gateway may have been replaced.
             Ok(Outcome::Broken) => {
                 attempts = 0;
@@ -145,10 +179,18 @@ enum Outcome {
 }
 
 /// Registers once, and stays connected while that holds.
-fn attempt(claim: &Claim, standing: &Mutex<Standing>, wake: &UnixStream) -> io::Result<Outcome> {
+fn attempt(claim: &Claim, shared: &Shared, wake: &UnixStream) -> io::Result<Outcome> {
     let mut bound = false;
-    let result = converse(claim, |answer| {
-        let mut standing = lock(standing);
+    let result = converse(claim, shared, |line| {
+        let answer = match line {
+            Line::Registered(answer) => answer,
+            Line::Charged(charged) => {
+                lock(&shared.charged).push(charged);
+                let _ = (&*wake).write(&[1]);
+                return;
+            }
+        };
+        let mut standing = lock(&shared.standing);
         standing.bound = answer.bound;
         if answer.bound {
             bound = true;
@@ -160,7 +202,8 @@ fn attempt(claim: &Claim, standing: &Mutex<Standing>, wake: &UnixStream) -> io::
         // Nobody listens any more once the run has ended; a full pipe wakes as well as a fuller one.
         let _ = (&*wake).write(&[1]);
     });
-    let mut standing = lock(standing);
+    *lock(&shared.connection) = None;
+    let mut standing = lock(&shared.standing);
     standing.bound = false;
     if bound {
         return Ok(Outcome::Broken);
@@ -172,7 +215,7 @@ fn attempt(claim: &Claim, standing: &Mutex<Standing>, wake: &UnixStream) -> io::
 }
 
 /// Sends the registration and passes on each answer, until the connection ends.
-fn converse(claim: &Claim, mut heard: impl FnMut(&Registered)) -> io::Result<Outcome> {
+fn converse(claim: &Claim, shared: &Shared, mut heard: impl FnMut(Line)) -> io::Result<Outcome> {
     // Read anew each time: the kubelet renews it.
     let token = read_token(&claim.token_file)?;
     let mut stream = TcpStream::connect_timeout(&claim.address, PATIENCE)?;
@@ -187,16 +230,25 @@ fn converse(claim: &Claim, mut heard: impl FnMut(&Registered)) -> io::Result<Out
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut buffer = Vec::new();
-    let mut answer: Registered = next_line(&mut stream, &mut buffer)?;
-    heard(&answer);
+    let Line::Registered(answer) = next_line(&mut stream, &mut buffer)? else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let (mut bound, mut retry) = (answer.bound, answer.retry);
+    heard(Line::Registered(answer));
     // From here on silence is the usual thing. A gateway whose node is gone says nothing either; keep-alive tells.
     stream.set_read_timeout(None)?;
     sys::keep_alive(&stream)?;
-    while answer.bound {
-        answer = next_line(&mut stream, &mut buffer)?;
-        heard(&answer);
+    if bound {
+        *lock(&shared.connection) = Some(stream.try_clone()?);
     }
-    Ok(Outcome::Refused { retry: answer.retry })
+    while bound {
+        let line = next_line(&mut stream, &mut buffer)?;
+        if let Line::Registered(answer) = &line {
+            (bound, retry) = (answer.bound, answer.retry);
+        }
+        heard(line);
+    }
+    Ok(Outcome::Refused { retry })
 }
 
 fn read_token(file: &Path) -> io::Result<String> {
@@ -209,7 +261,7 @@ fn read_token(file: &Path) -> io::Result<String> {
 }
 
 /// One answer, of at most [`REGISTER_MAX_BYTES`].
-fn next_line(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Registered> {
+fn next_line(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Line> {
     let mut piece = [0; 4 << 10];
     loop {
         if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -231,9 +283,9 @@ fn next_line(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Registe
     }
 }
 
-fn lock(standing: &Mutex<Standing>) -> MutexGuard<'_, Standing> {
-    // Nothing panics while it holds the lock, and each field stands alone.
-    standing.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds the lock, and each value stands alone.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn hex(bytes: &[u8]) -> String {

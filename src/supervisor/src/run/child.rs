@@ -1,5 +1,6 @@
 //! Starts the user's command, bounded, in a session of its own, and passes its standard error on.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -39,22 +40,61 @@ impl Child {
     }
 }
 
+/// A process to start: the command, or a step.
+pub struct Start<'a> {
+    /// Program and arguments.
+    pub argv: &'a [String],
+    /// Entries of the environment, beside the image's own.
+    pub env: &'a BTreeMap<String, String>,
+    /// Working directory.
+    pub working_dir: &'a str,
+    /// Number of the step.
+    pub step: Option<u64>,
+    /// Standard input, output and error.
+    pub stdio: [Stdio; 3],
+}
+
 /// Starts the command.
 pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
-    let Some((program, arguments)) = spec.argv.split_first() else {
+    let mut child = spawn(
+        spec,
+        Start {
+            argv: &spec.argv,
+            env: &spec.env,
+            working_dir: &spec.working_dir,
+            step: None,
+            stdio: [Stdio::null(), Stdio::inherit(), Stdio::piped()],
+        },
+    )?;
+    let (send, tail) = channel();
+    if let Some(mut pipe) = child.stderr.take() {
+        std::thread::spawn(move || {
+            let _ = send.send(pass_on(&mut pipe));
+        });
+    }
+    Ok(Child {
+        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
+        tail,
+    })
+}
+
+/// Starts a process of the run's user, bounded, in a session and group of its own. Every one is born here.
+pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child, NotStarted> {
+    let Some((program, arguments)) = start.argv.split_first() else {
         return Err(NotStarted {
             exit_code: EXIT_NOT_FOUND,
             message: "the command is empty".to_owned(),
         });
     };
-    let mut command = Command::new(resolve(program, spec)?);
+    let [stdin, stdout, stderr] = start.stdio;
+    let mut command = Command::new(resolve(program, start.env, start.working_dir)?);
     command
         .arg0(program)
         .args(arguments)
-        .current_dir(&spec.working_dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::piped());
+        .current_dir(start.working_dir)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr);
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_none_or(names::is_reserved_env) {
             command.env_remove(name);
@@ -66,8 +106,11 @@ pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
     if spec.certificate.is_some() {
         command.envs(CA_VARIABLES.map(|name| (name, PATH_CA_BUNDLE)));
     }
-    command.envs(&spec.env);
+    command.envs(start.env);
     command.env(names::ENV_OUTPUT, names::PATH_OUTPUT);
+    if let Some(step) = start.step {
+        command.env(names::ENV_STEP, step.to_string());
+    }
     let (processes, file_size, root) = (
         u64::from(spec.processes),
         spec.workspace_bytes.max(spec.tmp_bytes),
@@ -85,19 +128,9 @@ pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
             sys::set_limit(Limit::Processes, processes)
         }
     });
-    let mut child = command
+    command
         .spawn()
-        .map_err(|error| not_started(program, spec, &error))?;
-    let (send, tail) = channel();
-    if let Some(mut pipe) = child.stderr.take() {
-        std::thread::spawn(move || {
-            let _ = send.send(pass_on(&mut pipe));
-        });
-    }
-    Ok(Child {
-        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
-        tail,
-    })
+        .map_err(|error| not_started(program, start.working_dir, &error))
 }
 
 /// Copies untouched, and keeps the end.
@@ -122,9 +155,9 @@ fn pass_on(pipe: &mut impl Read) -> Vec<u8> {
 }
 
 /// Finds a program as a shell would.
-fn resolve(program: &str, spec: &CommandSpec) -> Result<PathBuf, NotStarted> {
+fn resolve(program: &str, env: &BTreeMap<String, String>, working_dir: &str) -> Result<PathBuf, NotStarted> {
     if program.contains('/') {
-        let path = Path::new(&spec.working_dir).join(program);
+        let path = Path::new(working_dir).join(program);
         return if path.exists() {
             Ok(path)
         } else {
@@ -134,11 +167,7 @@ fn resolve(program: &str, spec: &CommandSpec) -> Result<PathBuf, NotStarted> {
             })
         };
     }
-    let search = spec
-        .env
-        .get("PATH")
-        .cloned()
-        .or_else(|| std::env::var("PATH").ok());
+    let search = env.get("PATH").cloned().or_else(|| std::env::var("PATH").ok());
     let search =
         search.unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     search
@@ -151,11 +180,11 @@ fn resolve(program: &str, spec: &CommandSpec) -> Result<PathBuf, NotStarted> {
         })
 }
 
-fn not_started(program: &str, spec: &CommandSpec, error: &std::io::Error) -> NotStarted {
-    if !Path::new(&spec.working_dir).is_dir() {
+fn not_started(program: &str, working_dir: &str, error: &std::io::Error) -> NotStarted {
+    if !Path::new(working_dir).is_dir() {
         return NotStarted {
             exit_code: EXIT_NOT_EXECUTABLE,
-            message: format!("workingDir {}: no such folder", spec.working_dir),
+            message: format!("workingDir {working_dir}: no such folder"),
         };
     }
     NotStarted {

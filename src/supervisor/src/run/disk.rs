@@ -42,6 +42,11 @@ impl DiskWatch {
         self.next = Instant::now() + (begun.elapsed() * 20).max(PAUSE_MIN);
         over
     }
+
+    /// Bytes in all folders, by the last whole walk of each.
+    pub fn used(&self) -> Option<u64> {
+        self.walks.iter().map(|walk| walk.found).sum()
+    }
 }
 
 /// A walk through one folder, on its own file system and without following links, that begins anew when it is done.
@@ -51,6 +56,8 @@ struct Walk {
     bytes: u64,
     entries: usize,
     pending: Vec<PathBuf>,
+    /// Bytes that the last whole walk found.
+    found: Option<u64>,
 }
 
 impl Walk {
@@ -62,6 +69,7 @@ impl Walk {
             bytes: 0,
             entries: 0,
             pending,
+            found: None,
         }
     }
 
@@ -89,7 +97,9 @@ impl Walk {
                 return None;
             }
         }
+        let found = self.bytes;
         self.begin_anew();
+        self.found = Some(found);
         None
     }
 

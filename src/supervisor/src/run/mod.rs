@@ -5,6 +5,8 @@ mod child;
 mod disk;
 mod evidence;
 mod files;
+mod steps;
+mod tree;
 mod trust;
 mod usage;
 
@@ -16,14 +18,17 @@ use std::time::{Duration, Instant};
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{
-    CommandSpec, EXIT_NO_GO, Ended, FromRecorder, FromSupervisor, OUTPUT_MAX_BYTES, STDERR_TAIL_MAX_BYTES,
+    CommandSpec, EXIT_NO_GO, Ended, FromRecorder, FromSupervisor, OUTPUT_MAX_BYTES, Report,
+    STDERR_TAIL_MAX_BYTES,
 };
+use agentsandbox_api::step::StepOrder;
 
 use crate::protocol::{Channel, FROM_RECORDER_MAX, Received};
-use crate::sys::{self, Reaped, Signals};
+use crate::sys::{self, Awaited, Reaped, Signals};
 use crate::text;
 use child::{Child, NotStarted};
 use disk::DiskWatch;
+use steps::Steps;
 use usage::Meter;
 
 /// How long the recorder may take to listen.
@@ -37,7 +42,12 @@ const TICK: Duration = Duration::from_millis(50);
 /// A kernel that does not bound memory inside (gVisor) is helped from this share of the limit on, in percent.
 const MEMORY_GUARD_PERCENT: u64 = 95;
 
-/// Runs one command; returns the exit code that the container shall have.
+/// So many messages of the recorder are heard before everything else gets its turn.
+const MESSAGES_AT_ONCE: usize = 32;
+/// Exit code of a session that something ended before it was idle: that of SIGTERM, as in a shell.
+const EXIT_ENDED: i32 = 128 + libc::SIGTERM;
+
+/// Runs one command, or the steps of a session; returns the exit code that the container shall have.
 pub fn run() -> i32 {
     sys::forbid_dumping();
     let taken = [
@@ -54,6 +64,10 @@ pub fn run() -> i32 {
         return no_go("the recorder does not answer");
     };
     if channel.send(&FromSupervisor::Hello(evidence::gather())).is_err() {
+        return no_go("the recorder is gone");
+    }
+    let capture = agentsandbox_api::action::Capture::default();
+    if channel.send(&FromSupervisor::Capture(capture)).is_err() {
         return no_go("the recorder is gone");
     }
     match await_go(&mut channel, &signals) {
@@ -90,7 +104,10 @@ fn await_go(channel: &mut Channel, signals: &Signals) -> Result<Box<CommandSpec>
             }
             Received::Broken => return Err("the recorder is gone".to_owned()),
             // Before the go there is nothing that could trust anybody.
-            Received::Message(FromRecorder::Trust { .. }) | Received::Nothing => {}
+            Received::Message(
+                FromRecorder::Trust { .. } | FromRecorder::Step { .. } | FromRecorder::Report,
+            )
+            | Received::Nothing => {}
         }
         while let Some(signal) = signals.next() {
             if signal.number == libc::SIGTERM && signal.from_outside {
@@ -126,6 +143,8 @@ struct Run {
     begun: Instant,
     ending: Option<Ending>,
     main_end: Option<sys::Ended>,
+    steps: Steps,
+    enforced: Instant,
 }
 
 impl Run {
@@ -146,6 +165,8 @@ impl Run {
             begun,
             ending: None,
             main_end: None,
+            steps: Steps::default(),
+            enforced: begun,
         }
     }
 
@@ -154,14 +175,15 @@ impl Run {
             .and_then(|()| files::make_working_dir(&self.spec.working_dir))
             .and_then(|()| self.spec.certificate.as_deref().map_or(Ok(()), trust::install));
         let started = match prepared {
-            Ok(()) => child::start(&self.spec),
+            Ok(()) if self.spec.session => Ok(None),
+            Ok(()) => child::start(&self.spec).map(Some),
             Err(message) => Err(NotStarted {
                 exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
                 message,
             }),
         };
         match started {
-            Ok(child) => self.watch_over(&child),
+            Ok(child) => self.watch_over(child.as_ref()),
             Err(NotStarted { exit_code, message }) => {
                 eprintln!("sandbox-supervisor: {message}");
                 let ended = Ended {
@@ -179,7 +201,8 @@ impl Run {
         }
     }
 
-    fn watch_over(&mut self, child: &Child) -> i32 {
+    /// Watches over the command, or over a session.
+    fn watch_over(&mut self, child: Option<&Child>) -> i32 {
         self.begun = Instant::now();
         if self
             .channel
@@ -199,40 +222,46 @@ impl Run {
     }
 
     /// One look at everything; whether the run is over.
-    fn step(&mut self, child: &Child) -> bool {
+    fn step(&mut self, child: Option<&Child>) -> bool {
         self.take_signals(child);
-        if self.reap(child.pid) {
+        if self.reap(child) {
+            // Steps that have just ended still have something to say.
+            self.steps.serve(&mut self.channel);
             return true;
         }
         self.hear_recorder(child);
-        self.enforce(child);
-        let watched = [self.signals.as_fd(), self.channel.stream().as_fd()];
-        let watched = if self.recorder_gone {
-            &watched[..1]
-        } else {
-            &watched[..]
-        };
-        sys::wait_readable(watched, TICK);
+        self.steps.serve(&mut self.channel);
+        if self.enforced.elapsed() >= TICK || self.ending.is_some() {
+            self.enforced = Instant::now();
+            self.enforce(child);
+        }
+        let mut awaited = self.steps.awaited();
+        awaited.push(Awaited::read(self.signals.as_fd()));
+        if !self.recorder_gone {
+            awaited.push(Awaited::read(self.channel.stream().as_fd()));
+        }
+        sys::wait(&awaited, TICK.min(self.steps.next_deadline().unwrap_or(TICK)));
         false
     }
 
     /// Reaps whatever has ended; whether the command itself has, or nothing is left.
-    fn reap(&mut self, main: i32) -> bool {
+    fn reap(&mut self, main: Option<&Child>) -> bool {
         loop {
             match sys::reap() {
-                Reaped::One(ended) if ended.pid == main => {
+                Reaped::One(ended) if main.is_some_and(|main| main.pid == ended.pid) => {
                     self.main_end = Some(ended);
                     return true;
                 }
-                Reaped::One(_) => {}
+                Reaped::One(ended) => self.steps.reaped(ended),
                 Reaped::NoneYet => return false,
-                Reaped::NoChildren => return true,
+                // A session without a process waits for its next step, unless it is being ended.
+                Reaped::NoChildren => return main.is_some() || self.ending.is_some(),
             }
         }
     }
 
     /// A signal is believed only from outside the pid namespace: the command runs as the same user as process 1.
-    fn take_signals(&mut self, child: &Child) {
+    fn take_signals(&mut self, child: Option<&Child>) {
         while let Some(signal) = self.signals.next() {
             if signal.from_outside && signal.number == libc::SIGTERM {
                 self.end(child, Reason::Stopped, "ended from outside by SIGTERM".to_owned());
@@ -240,20 +269,41 @@ impl Run {
         }
     }
 
-    fn hear_recorder(&mut self, child: &Child) {
-        if self.recorder_gone {
-            return;
-        }
-        match self.channel.receive::<FromRecorder>() {
-            Received::Message(FromRecorder::Stop { reason, message }) => self.end(child, reason, message),
-            Received::Message(FromRecorder::Trust { certificate }) => {
-                if let Err(error) = trust::install(&certificate) {
-                    eprintln!("sandbox-supervisor: the egress gateway's new certificate: {error}");
-                }
+    fn hear_recorder(&mut self, child: Option<&Child>) {
+        // What is whole already would wake nobody; the bound leaves time for everything else.
+        for _ in 0..MESSAGES_AT_ONCE {
+            if self.recorder_gone {
+                return;
             }
-            Received::Broken => self.lose_recorder(),
-            Received::Message(_) | Received::Nothing => {}
+            match self.channel.receive::<FromRecorder>() {
+                Received::Message(FromRecorder::Stop { reason, message }) => self.end(child, reason, message),
+                Received::Message(FromRecorder::Trust { certificate }) => {
+                    if let Err(error) = trust::install(&certificate) {
+                        eprintln!("sandbox-supervisor: the egress gateway's new certificate: {error}");
+                    }
+                }
+                Received::Message(FromRecorder::Step { step, order }) => {
+                    if self.spec.session && (self.ending.is_none() || !matches!(order, StepOrder::Start(_))) {
+                        self.steps.obey(&self.spec, step, order, &mut self.channel);
+                    }
+                }
+                Received::Message(FromRecorder::Report) => self.report(),
+                Received::Broken => self.lose_recorder(),
+                Received::Nothing => return,
+                Received::Message(FromRecorder::Go(_) | FromRecorder::NoGo { .. }) => {}
+            }
         }
+    }
+
+    fn report(&mut self) {
+        let (processes, _) = self.meter.sample();
+        let report = Report {
+            usage: self.meter.usage(self.begun.elapsed()),
+            memory_bytes: Meter::memory_now(),
+            processes: Some(processes),
+            disk_bytes: self.disk.used(),
+        };
+        let _ = self.channel.send(&FromSupervisor::Report(Box::new(report)));
     }
 
     /// Without a recorder nobody watches: everything ends at once.
@@ -268,7 +318,7 @@ impl Run {
         });
     }
 
-    fn enforce(&mut self, child: &Child) {
+    fn enforce(&mut self, child: Option<&Child>) {
         let now = Instant::now();
         if let Some(ending) = &mut self.ending {
             if now >= ending.kill_at {
@@ -284,7 +334,10 @@ impl Run {
             return self.end(
                 child,
                 Reason::DeadlineExceeded,
-                format!("the command ran for {runtime} s, its limit"),
+                format!(
+                    "the {} ran for {runtime} s, its limit",
+                    if self.spec.session { "session" } else { "command" }
+                ),
             );
         }
         let (processes, memory) = self.meter.sample();
@@ -309,9 +362,12 @@ impl Run {
     }
 
     /// Ends the run politely: the command may still write down what it knows.
-    fn end(&mut self, child: &Child, reason: Reason, message: String) {
+    fn end(&mut self, child: Option<&Child>, reason: Reason, message: String) {
         if self.ending.is_none() {
-            sys::signal_group(child.pid, libc::SIGTERM);
+            match child {
+                Some(child) => sys::signal_group(child.pid, libc::SIGTERM),
+                None => sys::ask_everything_to_end(),
+            }
             self.ending = Some(Ending {
                 reason,
                 message,
@@ -332,7 +388,28 @@ impl Run {
         });
     }
 
-    fn account(&mut self, child: &Child, wall: Duration) -> Ended {
+    /// A session has no command whose exit could be told; only one that was idle has ended by itself.
+    fn account_for_session(&mut self, wall: Duration) -> Ended {
+        let (reason, message) = self
+            .ending
+            .take()
+            .map_or((Reason::SandboxLost, String::new()), |ending| {
+                (ending.reason, ending.message)
+            });
+        Ended {
+            reason: Some(reason),
+            exit_code: if reason.is_success() { 0 } else { EXIT_ENDED },
+            message,
+            output: self.spec.capture.then(output).flatten(),
+            usage: self.meter.usage(wall),
+            ..Ended::default()
+        }
+    }
+
+    fn account(&mut self, child: Option<&Child>, wall: Duration) -> Ended {
+        let Some(child) = child else {
+            return self.account_for_session(wall);
+        };
         let stderr = child.stderr_tail();
         let (code, signal) = self
             .main_end

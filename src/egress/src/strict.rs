@@ -7,7 +7,7 @@
 //!
 //! Synchronous and without I/O.
 
-use agentsandbox_egress::deny::Deny;
+use crate::deny::Deny;
 
 /// Longest head of a request, in bytes.
 pub const MAX_HEAD_BYTES: usize = 32 << 10;
@@ -52,6 +52,9 @@ enum Framing {
 impl Strict {
     /// How many of the first `bytes` may go on now. The caller gives the rest again, with what has arrived behind it; 0
     /// asks for more.
+    ///
+    /// # Errors
+    /// [`Deny::RequestMalformed`] for what has no one reading, [`Deny::RequestTooLarge`] for a head beyond its ceilings.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, Deny> {
         let mut passed = 0;
         loop {

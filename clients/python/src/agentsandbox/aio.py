@@ -1,0 +1,238 @@
+"""The asyncio face: `AsyncClient` and `AsyncSandbox`, as `Client` and `Sandbox`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from agentsandbox import api
+from agentsandbox.async_transport import AsyncStepStream, AsyncTransport
+from agentsandbox.config import Config
+from agentsandbox.errors import ApiError, ConnectionFailed, LogAltered, NotFound
+from agentsandbox.models import Json, SandboxSpec, sandbox_object
+from agentsandbox.records import LINE_MAX_BYTES, LogCursor, LogReader, LogRecord
+from agentsandbox.status import Live, Result, live_of
+from agentsandbox.steps import (
+    GRACE_SECONDS,
+    OUTPUT_MAX_BYTES,
+    Collector,
+    StepResult,
+    get_command,
+    put_command,
+    raise_unexpected,
+    status_command,
+    step_command,
+)
+from agentsandbox.tar import OVERHEAD_BYTES, pack, place, unpack
+from agentsandbox.view import START_SECONDS, SandboxView, has_started, new_name
+
+
+class AsyncClient:
+    """Creates and finds sandboxes in one namespace. May be used by several threads."""
+
+    def __init__(
+        self, namespace: str | None = None, *, config: Config | None = None, start_seconds: float = START_SECONDS
+    ) -> None:
+        config = config or Config.load()
+        self.namespace = namespace or config.namespace
+        self.start_seconds = start_seconds
+        self._transport = AsyncTransport(config)
+
+    async def __aenter__(self) -> Self:
+        """Use the client."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close its connections; sandboxes stay."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close its connections; sandboxes stay."""
+        await self._transport.close()
+
+    async def create(self, name: str | None = None, *, adopt: bool = True, **spec: Unpack[SandboxSpec]) -> AsyncSandbox:
+        """Create a sandbox, with a command to run or a session that takes steps; see `SandboxSpec` for its fields.
+
+        Without a name it gets a new one. With one, a sandbox that is there already and asks for the same run is taken
+        as it is, unless `adopt` is false; one that asks for another run raises `AlreadyExists`.
+        """
+        sandbox = sandbox_object(self.namespace, name or new_name("sandbox"), spec)
+        created = await self._transport.run(api.create(self.namespace, sandbox, adopt=adopt or name is None))
+        return AsyncSandbox(self._transport, created, self.start_seconds)
+
+    async def get(self, name: str) -> AsyncSandbox:
+        """Find a sandbox."""
+        found = await self._transport.run(api.get(api.Ref(self.namespace, name)))
+        return AsyncSandbox(self._transport, found, self.start_seconds)
+
+    async def list(self, label_selector: str | None = None) -> Sequence[AsyncSandbox]:
+        """Find all sandboxes, or those with certain labels."""
+        found = await self._transport.run(api.list_all(self.namespace, label_selector))
+        return [AsyncSandbox(self._transport, sandbox, self.start_seconds) for sandbox in found]
+
+
+class AsyncSandbox(SandboxView):
+    """One sandbox. As a context manager it is deleted at the end."""
+
+    def __init__(self, transport: AsyncTransport, sandbox: Json, start_seconds: float) -> None:
+        super().__init__(sandbox)
+        self._transport = transport
+        self._start_seconds = start_seconds
+
+    async def __aenter__(self) -> Self:
+        """Use the sandbox."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Delete the sandbox."""
+        await self.delete()
+
+    async def refresh(self) -> Self:
+        """Look again where it stands."""
+        self._take(await self._transport.run(api.get(self._ref)))
+        return self
+
+    async def wait(self, timeout: float | None = None) -> Result:
+        """Wait until the run has ended; return its result. A run that its policy rejects raises `PolicyRejected`."""
+        self._take(await self._transport.run(api.wait(self._ref, "finished", lambda status: status.finished, timeout)))
+        return self._verdict()
+
+    async def wait_ready(self, timeout: float | None = None) -> Self:
+        """Wait until the command runs, the session takes steps, or the run has ended already."""
+        self._take(await self._transport.run(api.wait(self._ref, "ready", has_started, timeout)))
+        return self
+
+    async def stop(self) -> None:
+        """End the run; its verdict is `Stopped`. Does not wait for it."""
+        self._take(await self._transport.run(api.change(self._ref, {"stop": True})))
+
+    async def run_again(self, run_id: str) -> None:
+        """Run a finished sandbox again: with another run id than any before."""
+        self._take(await self._transport.run(api.change(self._ref, {"runId": run_id, "stop": False})))
+
+    async def delete(self, *, wait: bool = False, timeout: float | None = None) -> None:
+        """Delete it, ending its run if it has not ended; no error if it is gone already."""
+        await self._transport.run(api.delete(self._ref))
+        if wait:
+            await self._transport.run(api.wait_gone(self._ref, timeout))
+
+    async def step(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        max_output: int = OUTPUT_MAX_BYTES,
+    ) -> StepResult:
+        """Run a command in a session, as a recorded and counted step, and wait for its end.
+
+        The step ends with exit code 124 after `timeout` seconds, rounded up to whole ones. Output beyond `max_output`
+        bytes ends it with `OutputTooLarge`. Waits for the session to start.
+        """
+        line = step_command(command, timeout=timeout, env=env, cwd=cwd, stdin=stdin is not None)
+        return await self._run(line, stdin, timeout, max_output)
+
+    async def stream_step(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bool = False,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> AsyncStepStream:
+        """Run a command as a step, with its output and input as streams. Use it as a context manager."""
+        line = step_command(command, timeout=timeout, env=env, cwd=cwd, stdin=stdin)
+        return await self._open(line, stdin=stdin, timeout=timeout)
+
+    async def write_file(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Write a file of a session, relative to the workspace or below `/workspace` or `/tmp`. Counts as a step."""
+        folder, name = place(path)
+        result = await self._run(put_command(folder), pack(name, content, mode), None, OUTPUT_MAX_BYTES)
+        if result.exit_code != 0:
+            raise_unexpected(result)
+
+    async def read_file(self, path: str, *, max_bytes: int = OUTPUT_MAX_BYTES) -> bytes:
+        """Read one regular file of a session, of at most `max_bytes`. Counts as a step."""
+        result = await self._run(get_command(path), None, None, max_bytes + OVERHEAD_BYTES)
+        if result.exit_code != 0:
+            raise_unexpected(result)
+        return unpack(result.stdout, max_bytes)
+
+    async def live(self) -> Live:
+        """Ask the running sandbox what it has used and done so far. Is no step."""
+        result = await self._run(status_command(), None, GRACE_SECONDS, OUTPUT_MAX_BYTES)
+        if result.exit_code != 0:
+            raise_unexpected(result)
+        return live_of(result.stdout)
+
+    async def log(self, *, follow: bool = False, after: int | None = None) -> AsyncIterator[LogRecord]:
+        """Yield the records of the action log; with `follow` to the end of the run, else those there are.
+
+        `after` leaves out records up to this number. A gap or a changed record raises `LogAltered`. Waits for the
+        sandbox to start.
+        """
+        await self._wait_started()
+        cursor = LogCursor(after)
+        while True:
+            try:
+                async for line in self._log_lines(follow=follow):
+                    if record := cursor.feed(line):
+                        yield record
+            except ConnectionFailed:
+                if not follow or not cursor.may_retry():
+                    raise
+            else:
+                return
+
+    async def verify_log(self) -> int:
+        """Read the whole log of a finished run and compare it with status; return how many records it has."""
+        audit = self.audit if self.result else None
+        if audit is None:
+            raise LogAltered(f"sandbox {self.name}: status says nothing of a log")
+        reader = LogReader()
+        async for line in self._log_lines(follow=False):
+            reader.feed(line)
+        reader.check(audit.records, audit.head)
+        return reader.records
+
+    async def _log_lines(self, *, follow: bool) -> AsyncIterator[bytes]:
+        try:
+            async with self._transport.lines(self._log_request(follow=follow), LINE_MAX_BYTES) as lines:
+                async for line in lines:
+                    yield line
+        except NotFound as error:
+            raise NotFound(404, "NotFound", f"sandbox {self.name}: its log is gone with its pod") from error
+
+    async def _wait_started(self) -> None:
+        if not self.status.ready and not self.status.finished:
+            await self.wait_ready(self._start_seconds)
+
+    async def _open(self, line: Sequence[str], *, stdin: bool, timeout: float | None) -> AsyncStepStream:
+        await self._wait_started()
+        seconds = None if timeout is None else timeout + GRACE_SECONDS
+        try:
+            return await self._transport.open_step(self._exec_request(line, stdin=stdin), seconds)
+        except ApiError:
+            # A pod that is gone or has ended says so in many ways; the sandbox says it in one.
+            await self.refresh()
+            self._check_takes_steps()
+            raise
+
+    async def _run(
+        self, line: Sequence[str], stdin: bytes | None, timeout: float | None, max_output: int
+    ) -> StepResult:
+        collector = Collector(max_output)
+        async with await self._open(line, stdin=stdin is not None, timeout=timeout) as stream:
+            if stdin is not None:
+                await stream.feed(stdin)
+            async for chunk in stream:
+                collector.add(chunk)
+            return collector.result(await stream.raw_exit_code(), limited=timeout is not None)

@@ -1,0 +1,111 @@
+"""Steps for programs without an event loop.
+
+The connection of a step carries both directions at once, and each must go on while the other is stalled. That is an
+event loop's work, so one runs in a thread of its own, started with the first step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agentsandbox.api import Request
+from agentsandbox.async_transport import AsyncStepStream, open_step
+from agentsandbox.config import Config
+from agentsandbox.errors import ClientClosed
+from agentsandbox.exec import Chunk
+
+T = TypeVar("T")
+
+
+class Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end; an interrupt of the caller cancels it."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise ClientClosed("the client is closed")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="agentsandbox", daemon=True)
+                self._thread.start()
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        with self._lock:
+            loop, thread, self._closed = self._loop, self._thread, True
+        if loop is not None and thread is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+class StepStream:
+    """A running step: iterate over its output, then read `exit_code`. Closing it early ends the step's processes."""
+
+    def __init__(self, loop: Loop, stream: AsyncStepStream) -> None:
+        self._loop = loop
+        self._stream = stream
+
+    @classmethod
+    def open(cls, loop: Loop, config: Config, request: Request, seconds: float | None) -> Self:
+        """Execute a command; its end must be reported within `seconds`."""
+        return cls(loop, loop.run(open_step(config, request, seconds)))
+
+    def __enter__(self) -> Self:
+        """Use the stream."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the stream."""
+        self.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield output as it comes, to the step's end."""
+        while (chunk := self._loop.run(self._stream.receive())) is not None:
+            yield chunk
+
+    def write(self, data: bytes) -> None:
+        """Send standard input. Blocks while the command does not read: then let another thread read its output."""
+        self._loop.run(self._stream.write(data))
+
+    def close_stdin(self) -> None:
+        """End standard input."""
+        self._loop.run(self._stream.close_stdin())
+
+    def feed(self, data: bytes) -> None:
+        """Send all of standard input and end it, while the caller reads the output."""
+        self._loop.run(self._stream.feed(data))
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code, dropping output that was not read; raises `StepRefused` if the step was refused."""
+        return self._loop.run(self._stream.exit_code())
+
+    @property
+    def raw_exit_code(self) -> int:
+        """The exit code, whatever it means."""
+        return self._loop.run(self._stream.raw_exit_code())
+
+    def close(self) -> None:
+        """Close the connection, which ends the step's processes if any are left."""
+        self._loop.run(self._stream.close())

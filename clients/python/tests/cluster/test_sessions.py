@@ -1,0 +1,103 @@
+"""Sessions and their steps, on a real cluster."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from agentsandbox import (
+    AsyncClient,
+    Client,
+    Limits,
+    OutputTooLarge,
+    ProtocolError,
+    Sandbox,
+    Session,
+    StepFailed,
+    StepRefused,
+    UnexpectedTar,
+)
+
+IMAGE = "agent-sandbox.local/agent:1"
+PATIENCE = 120.0
+SESSION = Session(idle_timeout_seconds=120)
+
+pytestmark = pytest.mark.usefixtures("sessions")
+
+
+@pytest.fixture(params=["container", "default"], ids=["runc", "gvisor"])
+def sandbox(request: pytest.FixtureRequest, client: Client) -> Iterator[Sandbox]:
+    with client.create(image=IMAGE, policy=request.param, session=SESSION) as sandbox:
+        yield sandbox
+
+
+def test_a_step_gives_back_output_and_exit_code(sandbox: Sandbox) -> None:
+    step = sandbox.step(
+        ["sh", "-c", 'cat; pwd; echo "$NAME" >&2; exit 7'], stdin=b"in\n", env={"NAME": "a=b c"}, cwd="/tmp"
+    )
+    assert (step.exit_code, step.stdout, step.stderr) == (7, b"in\n/tmp\n", b"a=b c\n")
+    with pytest.raises(StepFailed):
+        step.check()
+    assert sandbox.step(["nonexistent"]).exit_code == 127
+
+
+def test_a_step_has_its_own_time_limit(sandbox: Sandbox) -> None:
+    assert sandbox.step(["sleep", "1000"], timeout=1).timed_out
+    assert not sandbox.step(["true"], timeout=60).timed_out
+
+
+def test_a_stream_larger_than_any_buffer_is_byte_exact(sandbox: Sandbox) -> None:
+    data = bytes(range(256)) * (16 << 10)
+    assert sandbox.step(["cat"], stdin=data).stdout == data
+
+
+def test_endless_output_is_bounded_and_the_session_goes_on(sandbox: Sandbox) -> None:
+    with pytest.raises(OutputTooLarge):
+        sandbox.step(["cat", "/dev/zero"], max_output=1 << 20)
+    assert sandbox.step(["echo", "on"]).text == "on\n"
+
+
+@pytest.mark.usefixtures("copies")
+def test_files_go_in_and_out(sandbox: Sandbox) -> None:
+    content = bytes(range(256)) * 4096
+    sandbox.write_file("deep/er/file.bin", content, mode=0o600)
+    assert sandbox.read_file("deep/er/file.bin") == content
+    assert sandbox.step(["stat", "-c", "%a", "deep/er/file.bin"]).text == "600\n"
+    with pytest.raises(UnexpectedTar):
+        sandbox.read_file("deep/er/file.bin", max_bytes=1000)
+
+
+@pytest.mark.usefixtures("copies")
+def test_what_is_no_regular_file_is_not_read(sandbox: Sandbox) -> None:
+    sandbox.step(["sh", "-c", "mkdir folder; ln -s /etc/passwd link; mkfifo fifo"]).check()
+    for path in ("folder", "link", "fifo", "missing"):
+        with pytest.raises((UnexpectedTar, ProtocolError, StepRefused)):
+            sandbox.read_file(path)
+
+
+def test_a_step_over_the_budget_is_refused(client: Client) -> None:
+    with client.create(image=IMAGE, policy="container", session=SESSION, limits=Limits(steps=1)) as sandbox:
+        sandbox.step(["true"]).check()
+        with pytest.raises(StepRefused, match="StepBudgetExceeded"):
+            sandbox.step(["true"])
+        assert sandbox.wait(PATIENCE).reason == "StepBudgetExceeded"
+        with pytest.raises(StepRefused, match="SessionEnded"):
+            sandbox.step(["true"])
+
+
+def test_a_running_session_tells_what_it_did(sandbox: Sandbox) -> None:
+    sandbox.step(["true"]).check()
+    assert sandbox.live().steps == 1
+
+
+def test_steps_run_beside_each_other() -> None:
+    async def all_steps() -> list[bytes]:
+        async with AsyncClient(os.environ["AGENTSANDBOX_NAMESPACE"]) as client:
+            created = await client.create(image=IMAGE, policy="container", session=SESSION)
+            async with created as sandbox:
+                await sandbox.wait_ready(PATIENCE)
+                steps = (sandbox.step(["echo", str(number)]) for number in range(5))
+                return [step.stdout for step in await asyncio.gather(*steps)]
+
+    assert asyncio.run(all_steps()) == [b"%d\n" % number for number in range(5)]
