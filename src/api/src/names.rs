@@ -32,6 +32,10 @@ pub const NETWORK_POLICY_PREFIX: &str = "agentsandbox-policy-";
 /// Prefix of the `ResourceQuota` of one policy.
 pub const QUOTA_PREFIX: &str = "agentsandbox-policy-";
 
+/// What stands between a sandbox's name and eight hexadecimal digits in the name of its pod. Admission policies tell
+/// sandboxes by it, where a request carries no labels.
+pub const POD_MARK: &str = "-sb";
+
 /// Container (a sidecar) that probes the network, gives the go, and writes the completion record.
 pub const CONTAINER_RECORDER: &str = "recorder";
 /// Container in which the user's command runs, below the supervisor as its process 1.

@@ -164,7 +164,7 @@ fn every_admission_policy_is_bound_and_fails_closed() {
         .iter()
         .filter(|object| object["kind"] == "ValidatingAdmissionPolicy")
         .collect();
-    assert_eq!(policies.len(), 3);
+    assert_eq!(policies.len(), 4);
     for policy in policies {
         let name = policy["metadata"]["name"].as_str().unwrap();
         assert_eq!(policy["spec"]["failurePolicy"], "Fail", "{name}");
@@ -196,6 +196,15 @@ fn admission_policies_name_the_accounts_labels_and_names_that_the_program_uses()
                 names::LABEL_MANAGED_BY,
                 names::FINALIZER_RESULT,
                 gateway::AUDIENCE,
+            ],
+        ),
+        (
+            "agentsandbox-exec",
+            vec![
+                gateway::NAME,
+                names::POD_MARK,
+                names::CONTAINER_RECORDER,
+                names::PATH_SUPERVISOR_IN_IMAGE,
             ],
         ),
         (

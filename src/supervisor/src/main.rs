@@ -18,7 +18,8 @@ Usage:
   sandbox-supervisor record        probe the network, give the go, write the completion record (sidecar)
   sandbox-supervisor install DIR   copy this program to DIR/sandbox-supervisor
   sandbox-supervisor run           run the command that the recorder sends (process 1 of the agent container)
-  sandbox-supervisor step [--timeout SECONDS] [--env NAME=VALUE]... [--workdir DIR] [--stdin] [--detach] -- COMMAND ...
+  sandbox-supervisor step [--timeout SECONDS] [--env NAME=VALUE]... [--workdir DIR]
+                          [--stdin | --attended | --detach] -- COMMAND ...
                                    run a counted, recorded command in the sandbox (kubectl exec into `recorder`)
   sandbox-supervisor step --put DIR
                                    unpack a tar stream from standard input into DIR of the sandbox

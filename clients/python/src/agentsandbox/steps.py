@@ -63,7 +63,8 @@ def step_command(
         raise TypeError("a step's command is a list: no shell splits a string")
     if not command:
         raise ValueError("a step needs a command")
-    line = [_SUPERVISOR, "step"]
+    # A caller that leaves closes standard input; without `--attended` nothing tells the recorder.
+    line = [_SUPERVISOR, "step", "--stdin" if stdin else "--attended"]
     if timeout is not None:
         if not timeout > 0:
             raise ValueError(f"timeout {timeout} is not above 0")
@@ -74,8 +75,6 @@ def step_command(
         line += ["--env", f"{name}={value}"]
     if cwd is not None:
         line += ["--workdir", cwd]
-    if stdin:
-        line.append("--stdin")
     line += ["--", *command]
     if any("\0" in word for word in line):
         raise ValueError("a step's command, environment or working directory holds a NUL")
@@ -89,7 +88,7 @@ def put_command(folder: str) -> list[str]:
 
 def get_command(path: str) -> list[str]:
     """Return the command line that sends a path of the sandbox as a tar stream."""
-    return [_SUPERVISOR, "step", "--get", path]
+    return [_SUPERVISOR, "step", "--attended", "--get", path]
 
 
 def status_command() -> list[str]:

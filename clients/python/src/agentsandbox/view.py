@@ -100,6 +100,8 @@ class SandboxView:
         return self._status.pod_name or ""
 
     def _exec_request(self, command: Sequence[str], *, stdin: bool) -> Request:
+        # Held open without input, it tells the recorder that the caller is there.
+        stdin = stdin or "--attended" in command[:3]
         flags = {"stdin": stdin, "stdout": True, "stderr": True, "tty": False}
         query = [("container", RECORDER), *((flag, str(value).lower()) for flag, value in flags.items())]
         query += [("command", word) for word in command]

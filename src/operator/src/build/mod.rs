@@ -34,10 +34,10 @@ pub fn from_policy(namespace: &str, name: String, owners: Vec<OwnerReference>) -
     }
 }
 
-/// The first ten hex digits of a text's SHA-256.
+/// The first eight hex digits of a text's SHA-256.
 #[must_use]
 pub fn short_hash(text: &str) -> String {
-    hex_hash(text.as_bytes())[..10].to_owned()
+    hex_hash(text.as_bytes())[..8].to_owned()
 }
 
 /// SHA-256 in hex.

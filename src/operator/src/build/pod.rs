@@ -60,9 +60,11 @@ impl RunIdentity {
     /// Name of the run's pod: two runs, and two sandboxes of one name after each other, never share one.
     #[must_use]
     pub fn pod_name(&self) -> String {
+        // With the longest name of a sandbox, 52 characters, exactly the 63 of a host name.
         format!(
-            "{}-{}",
+            "{}{}{}",
             self.sandbox,
+            names::POD_MARK,
             short_hash(&format!("{}/{}", self.sandbox_uid, self.run_id))
         )
     }

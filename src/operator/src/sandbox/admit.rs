@@ -93,12 +93,6 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
     let figures = figures(spec, policy, &mut rejection);
     let (workspace_bytes, tmp_bytes) = folders(spec, &figures, &mut rejection);
     check_budgets(spec, policy, &mut rejection);
-    if session(spec, policy).is_some_and(|session| session.gateway_counts) {
-        rejection.add(
-            "spec.session is not possible under a policy with models: the egress gateway does not count steps yet"
-                .to_owned(),
-        );
-    }
     let env = environment(spec, &mut rejection);
     let (files, config_maps) = files(spec, &mut rejection);
     let claim = claim(spec, policy, &mut rejection);

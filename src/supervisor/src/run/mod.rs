@@ -237,8 +237,14 @@ impl Run {
         }
         let mut awaited = self.steps.awaited();
         awaited.push(Awaited::read(self.signals.as_fd()));
+        // A connection that is broken is noticed where it is read.
+        let _ = self.channel.flush();
         if !self.recorder_gone {
-            awaited.push(Awaited::read(self.channel.stream().as_fd()));
+            awaited.push(Awaited {
+                fd: self.channel.stream().as_fd(),
+                read: true,
+                write: self.channel.queued() > 0,
+            });
         }
         sys::wait(&awaited, TICK.min(self.steps.next_deadline().unwrap_or(TICK)));
         false

@@ -321,7 +321,8 @@ fn end_of(exit_code: i32) -> StepEnd {
     }
 }
 
-/// A recorder that is gone is noticed where it is listened to.
+/// A recorder that is gone is noticed where it is listened to; one that is slow delays nothing here. What waits for it
+/// is bounded by the steps' windows.
 fn say(channel: &mut Channel, step: u64, news: StepNews) {
-    let _ = channel.send(&FromSupervisor::Step { step, news });
+    let _ = channel.queue(&FromSupervisor::Step { step, news });
 }

@@ -9,14 +9,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use agentsandbox_api::names::{PATH_RECORDER_STATE, PATH_STEPS};
-use agentsandbox_api::step::{EXIT_REFUSED, PIECE_BYTES, StepCommand};
+use agentsandbox_api::step::{EXIT_REFUSED, PIECE_BYTES};
 
 use frame::{Kind, Outcome, Request};
+use options::Asked;
 
 /// Takes one step; returns the exit code.
 pub fn step(arguments: &[&str]) -> i32 {
     match options::parse(arguments) {
-        Ok(command) => take(command).unwrap_or_else(|refusal| refuse(&refusal)),
+        Ok(asked) => take(asked).unwrap_or_else(|refusal| refuse(&refusal)),
         Err(error) => refuse(&Refusal::new("InvalidStep", error)),
     }
 }
@@ -92,12 +93,15 @@ fn ask(request: &Request) -> Result<UnixStream, Refusal> {
     Ok(recorder)
 }
 
-fn take(command: StepCommand) -> Result<i32, Refusal> {
+fn take(Asked { command, attended }: Asked) -> Result<i32, Refusal> {
     let stdin = command.stdin;
     let mut recorder = ask(&Request::Step(command))?;
     if stdin {
         let mut writer = recorder.try_clone().map_err(|_| ended())?;
         std::thread::spawn(move || pass_input(&mut writer));
+    }
+    if attended {
+        std::thread::spawn(leave_with_caller);
     }
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     loop {
@@ -132,6 +136,20 @@ fn outcome(content: &[u8], out: &mut impl Write) -> Result<i32, Refusal> {
         }
         Ok(Outcome::Refused { reason, message }) => Err(Refusal { reason, message }),
         Ok(Outcome::Status(_)) | Err(_) => Err(ended()),
+    }
+}
+
+/// Leaves, which ends the step, once the caller has closed standard input. Nothing else tells that a connection of
+/// `kubectl exec` is gone: the runtime goes on to take output.
+fn leave_with_caller() {
+    let mut input = io::stdin().lock();
+    let mut ignored = [0; 4096];
+    loop {
+        match input.read(&mut ignored) {
+            Ok(length) if length > 0 => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => std::process::exit(128 + libc::SIGHUP),
+        }
     }
 }
 

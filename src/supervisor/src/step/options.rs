@@ -3,8 +3,18 @@
 use agentsandbox_api::names::{PATH_SUPERVISOR, is_reserved_env};
 use agentsandbox_api::step::{COMMAND_MAX_BYTES, StepCommand};
 
+/// What a caller asks for.
+#[derive(Debug)]
+pub struct Asked {
+    /// The step.
+    pub command: StepCommand,
+    /// Whether standard input is held open by the caller as long as it is there, and is no input of the step.
+    pub attended: bool,
+}
+
 /// What the arguments ask for, or what is wrong with them.
-pub fn parse(arguments: &[&str]) -> Result<StepCommand, String> {
+pub fn parse(arguments: &[&str]) -> Result<Asked, String> {
+    let mut attended = false;
     let mut command = StepCommand::default();
     let mut copy = None;
     let mut rest = arguments.iter();
@@ -30,6 +40,7 @@ pub fn parse(arguments: &[&str]) -> Result<StepCommand, String> {
             }
             "--workdir" => command.working_dir = Some(value()?),
             "--stdin" => command.stdin = true,
+            "--attended" => attended = true,
             "--detach" => command.detached = true,
             "--put" => copy = Some(("unpack", value()?)),
             "--get" => copy = Some(("pack", value()?)),
@@ -46,8 +57,11 @@ pub fn parse(arguments: &[&str]) -> Result<StepCommand, String> {
         command.stdin = direction == "unpack";
         command.argv = vec![PATH_SUPERVISOR.to_owned(), direction.to_owned(), path];
     }
+    if attended && (command.stdin || command.detached) {
+        return Err("--attended goes with neither --stdin, --put nor --detach".to_owned());
+    }
     check(&command)?;
-    Ok(command)
+    Ok(Asked { command, attended })
 }
 
 /// Whether a command may be run at all. The recorder asks this again: whoever speaks to its socket may be another.
@@ -92,7 +106,7 @@ mod tests {
 
     #[test]
     fn options_come_before_the_command() {
-        let command = parse(&[
+        let Asked { command, attended } = parse(&[
             "--timeout",
             "5",
             "--env",
@@ -106,6 +120,7 @@ mod tests {
             "--",
         ])
         .unwrap();
+        assert!(!attended);
         assert_eq!(command.argv, ["echo", "--stdin", "--"]);
         assert_eq!(command.env["A"], "b=c");
         assert_eq!(
@@ -117,10 +132,11 @@ mod tests {
             ),
             (Some(5), Some("/tmp"), true, false)
         );
-        let put = parse(&["--put", "/workspace/x"]).unwrap();
+        let put = parse(&["--put", "/workspace/x"]).unwrap().command;
         assert_eq!(put.argv, [PATH_SUPERVISOR, "unpack", "/workspace/x"]);
         assert!(put.stdin);
-        assert!(!parse(&["--get", "a"]).unwrap().stdin);
+        let get = parse(&["--attended", "--get", "a"]).unwrap();
+        assert!(!get.command.stdin && get.attended);
     }
 
     #[test]
@@ -141,6 +157,8 @@ mod tests {
             (vec!["--workdir", "x", "--", "x"], "not absolute"),
             (vec!["--detach", "--stdin", "--", "x"], "--detach"),
             (vec!["--put", "x", "--", "y"], "no command"),
+            (vec!["--attended", "--stdin", "--", "x"], "--attended"),
+            (vec!["--attended", "--put", "x"], "--attended"),
             (vec!["--", &long], "at most"),
         ] {
             let error = parse(&arguments).unwrap_err();
