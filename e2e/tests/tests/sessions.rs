@@ -237,7 +237,7 @@ async fn archives_go_in_and_come_out() {
         assert_eq!(got.code, 0, "{}", got.stderr);
         std::fs::write(folder.join("got.tar"), &got.stdout).unwrap();
         assert!(
-            String::from_utf8(tar(&["-tf", "got.tar"]))
+            String::from_utf8(tar(&["-tf", folder.join("got.tar").to_str().unwrap()]))
                 .unwrap()
                 .contains("data/sub/file")
         );
@@ -264,15 +264,25 @@ async fn from_inside_no_step_can_be_forged_and_no_other_step_heard() {
             .shell(
                 "test -e /var/run/recorder && echo folder; /.sandbox/sandbox-supervisor step -- true; echo $?; \
                  python3 -c \"import socket; socket.create_connection(('127.0.0.1', 49871), 2)\" 2>&1 | tail -1; \
-                 cat /proc/1/environ 2>/dev/null | head -c 1; ls /proc/1/fd 2>/dev/null | wc -l; \
-                 cat /proc/net/unix 2>/dev/null | grep recorder",
+                 cat /proc/1/environ 2>/dev/null | head -c 1; for f in /proc/1/fd/*; do timeout 1 head -c 1 $f; done 2>/dev/null | wc -c; \
+                 python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('/var/run/recorder/steps')\" 2>&1 | tail -1; \
+                 python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect(chr(0) + '/var/run/recorder/steps')\" 2>&1 | tail -1",
             )
             .unwrap();
         let text = attack.text();
         assert!(text.starts_with("125\n"), "{text}");
         assert!(text.contains("ConnectionRefusedError"), "{text}");
         assert!(attack.stderr.contains("NotARecorder"), "{}", attack.stderr);
-        assert!(text.ends_with("\n0\n"), "{text}");
+        // The pod's network namespace names the recorder's socket; only its own mount namespace leads to it.
+        assert!(text.contains("\n0\nFileNotFoundError"), "{text}");
+        assert!(
+            text.trim_end()
+                .lines()
+                .last()
+                .unwrap()
+                .starts_with("ConnectionRefusedError"),
+            "{text}"
+        );
     }
     // A run with a command takes no steps, and says how it stands.
     harness
@@ -351,5 +361,88 @@ async fn a_detached_step_goes_on_and_a_running_one_ends_with_its_session() {
             assert!(pods.iter().all(|pod| process_of(pod, "sleep 4321").is_none()));
         }
     }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_ends_with_its_caller_and_with_all_it_started() {
+    let (harness, sessions) = begin("attended", |runtime| session(runtime, 600, 600)).await;
+    for session in &sessions {
+        // One that has ended does not wait for its caller to close standard input.
+        let mut open = session
+            .begin(&mut session.exec(&["-i"], &["step", "--attended", "--", "true"]))
+            .unwrap();
+        let held = open.stdin.take();
+        assert_eq!(open.wait().unwrap().code(), Some(0));
+        drop(held);
+        let script = "setsid sleep 1234 & (sleep 1234 &) ; sleep 1234";
+        let mut caller = session
+            .begin(&mut session.exec(&["-i"], &["step", "--attended", "--", "sh", "-c", script]))
+            .unwrap();
+        let sleepers = || {
+            let counted = session
+                .shell("n=0; for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\" = 'sleep 1234 ' ] && n=$((n+1)); done; echo $n")
+                .unwrap();
+            counted.text().trim().to_owned()
+        };
+        harness
+            .eventually("three processes of the step", || async {
+                Ok((sleepers() == "3").then_some(()))
+            })
+            .await
+            .unwrap();
+        caller.kill().unwrap();
+        caller.wait().unwrap();
+        harness
+            .eventually("the end of the step's processes", || async {
+                Ok((sleepers() == "0").then_some(()))
+            })
+            .await
+            .unwrap();
+        // A step's own time limit ends as much.
+        let limited = session
+            .step(&["step", "--timeout", "1", "--", "sh", "-c", script])
+            .unwrap();
+        assert_eq!(limited.code, 124);
+        assert_eq!(sleepers(), "0");
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn into_a_sandbox_go_steps_and_nothing_else() {
+    let harness = Harness::start("exec").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    harness
+        .sandbox("closed", session("runc", 600, 600))
+        .await
+        .unwrap();
+    let closed = Session::of(&harness, "closed").await.unwrap();
+    let pod = closed.pod();
+    let raw =
+        |pod: &str, query: &str| format!("/api/v1/namespaces/{}/pods/{pod}/exec?{query}", harness.namespace);
+    let step =
+        "container=recorder&command=/sandbox-supervisor&command=step&command=--&command=id&stdout=true";
+    let terminal = raw(pod, &format!("{step}&tty=true"));
+    // What is asked for is judged before it is looked for.
+    let gateway = raw("agentsandbox-gateway-0", step);
+    let image = "agent-sandbox.local/agent:1";
+    for line in [
+        format!("exec {pod} -c agent -- sh -c id"),
+        format!("exec {pod} -- /sandbox-supervisor step -- id"),
+        format!("exec {pod} -c recorder -- /sandbox-supervisor record"),
+        format!("exec {pod} -c recorder -- /.sandbox/sandbox-supervisor step -- id"),
+        format!("exec {pod} -c recorder -- /sandbox-supervisor"),
+        format!("attach {pod} -c agent"),
+        format!("port-forward {pod} 49871"),
+        format!("debug {pod} --profile restricted --image {image} -- id"),
+        format!("create --raw {terminal} -f /dev/null"),
+        format!("create --raw {gateway} -f /dev/null"),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let error = harness.kubectl(&words).unwrap_err().to_string();
+        assert!(error.contains("agentsandbox-exec"), "{line}: {error}");
+    }
+    assert_eq!(closed.shell("exit 9").unwrap().code, 9);
     harness.finish().await.unwrap();
 }
