@@ -14,13 +14,20 @@ use crate::sys;
 /// Packs `path`.
 pub fn pack(path: &Path, target: &mut impl Write) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    // The name that is asked for may be a link, or end in `.`: what it leads to is packed.
-    let whole = path.canonicalize().map_err(named)?;
-    let name = path
-        .file_name()
-        .or_else(|| whole.file_name())
-        .map_or_else(|| PathBuf::from("root"), PathBuf::from);
-    let mut pending = vec![(whole, name, 0)];
+    let kind = path.symlink_metadata().map_err(named)?.file_type();
+    if !kind.is_file() && !kind.is_dir() && !kind.is_symlink() {
+        return Err(named(refused("neither a file nor a folder")));
+    }
+    // `..` and `/` have no name of their own.
+    let name = match path.file_name() {
+        Some(name) => PathBuf::from(name),
+        None => path
+            .canonicalize()
+            .map_err(named)?
+            .file_name()
+            .map_or_else(|| PathBuf::from("root"), PathBuf::from),
+    };
+    let mut pending = vec![(path.to_owned(), name, 0)];
     let mut entries = 0;
     while let Some((source, name, depth)) = pending.pop() {
         entries += 1;

@@ -227,6 +227,12 @@ mod tests {
             Path::new("run.sh")
         );
         assert!(to.0.join("top/empty").is_dir());
+        // A link that is asked for is packed as one.
+        let mut link = Vec::new();
+        super::super::pack::pack(&from.0.join("top/link"), &mut link).unwrap();
+        assert_eq!(link[156], b'2');
+        assert!(super::super::pack::pack(Path::new("/dev/null"), &mut Vec::new()).is_err());
+        assert!(super::super::pack::pack(&from.0.join("none"), &mut Vec::new()).is_err());
         // Over what is there, too.
         unpack(&mut packed.as_slice(), &to.0).unwrap();
     }
