@@ -8,6 +8,16 @@ SECONDS = float(sys.argv[1])
 HOST = "seen.example.test"
 
 
+def look_up(tries=2):
+    """As the C library's resolver: what is not answered in time is asked for once more, and that time counts."""
+    for left in reversed(range(tries)):
+        try:
+            return ask(query(HOST)) == "NOERROR gateway"
+        except TimeoutError:
+            if not left:
+                raise
+
+
 def measure(work):
     """Median and 99th percentile in milliseconds, and failures."""
     times, failures, end = [], 0, time.monotonic() + SECONDS / 3
@@ -26,7 +36,7 @@ def measure(work):
 
 
 found = {
-    "dns": measure(lambda: ask(query(HOST)) == "NOERROR gateway"),
+    "dns": measure(look_up),
     "new": measure(lambda: get(HOST) == "200"),
 }
 kept = inspected(HOST)

@@ -102,18 +102,10 @@ async fn an_images_volume_voids_the_run() {
 async fn a_pod_that_is_changed_during_its_run_ends_it() {
     let harness = Harness::start("tamper").await.unwrap();
     harness.usual_policies().await.unwrap();
-    for name in ["relabelled", "debugged"] {
-        harness
-            .sandbox(
-                name,
-                json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]}),
-            )
-            .await
-            .unwrap();
-        harness.running(name).await.unwrap();
-    }
-    let pod = |pods: Vec<Pod>| name_of(&pods[0]);
-    let relabelled = pod(harness.pods_of("relabelled").await.unwrap());
+    let command = json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]});
+    harness.sandbox("relabelled", command).await.unwrap();
+    harness.running("relabelled").await.unwrap();
+    let relabelled = name_of(&harness.pods_of("relabelled").await.unwrap()[0]);
     harness
         .patch::<Pod>(
             &relabelled,
@@ -121,10 +113,22 @@ async fn a_pod_that_is_changed_during_its_run_ends_it() {
         )
         .await
         .unwrap();
-    let debugged = pod(harness.pods_of("debugged").await.unwrap());
+    let found = harness.finished("relabelled").await.unwrap().result.unwrap();
+    assert_eq!(found.reason, Some(Reason::PodMutated), "{found:?}");
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_container_is_added_to_a_running_pod() {
+    let harness = Harness::start("intruder").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let command = json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]});
+    harness.sandbox("debugged", command).await.unwrap();
+    harness.running("debugged").await.unwrap();
+    let debugged = name_of(&harness.pods_of("debugged").await.unwrap()[0]);
     let intruder = json!({"spec": {"ephemeralContainers": [{"name": "intruder", "image": "agent-sandbox.local/testtool:dev", "args": ["exit", "0"],
         "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}});
-    harness
+    let refused = harness
         .api::<Pod>()
         .patch_subresource(
             "ephemeralcontainers",
@@ -133,11 +137,8 @@ async fn a_pod_that_is_changed_during_its_run_ends_it() {
             &kube::api::Patch::Strategic(intruder),
         )
         .await
-        .unwrap();
-    for name in ["relabelled", "debugged"] {
-        let found = harness.finished(name).await.unwrap().result.unwrap();
-        assert_eq!(found.reason, Some(Reason::PodMutated), "{name}: {found:?}");
-    }
+        .unwrap_err();
+    assert!(refused.to_string().contains("agentsandbox-exec"), "{refused}");
     harness.finish().await.unwrap();
 }
 
@@ -152,7 +153,7 @@ async fn a_foreign_pod_of_the_name_that_a_run_needs_is_no_run() {
         )
         .await
         .unwrap();
-    let name = format!("job-{}", short_hash(&format!("{}/", sandbox.uid().unwrap())));
+    let name = format!("job-sb{}", short_hash(&format!("{}/", sandbox.uid().unwrap())));
     let pod: Pod = serde_json::from_value(json!({"metadata": {"name": name}, "spec": {
         "restartPolicy": "Never", "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{"name": "main", "image": "agent-sandbox.local/testtool:dev", "imagePullPolicy": "Never", "args": ["exit", "0"],

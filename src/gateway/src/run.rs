@@ -8,6 +8,7 @@ use agentsandbox_api::gateway::{PORT_DNS, PORT_HEALTH, PORT_HTTP, PORT_PROXY, PO
 use agentsandbox_egress::address::ClusterRanges;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
+use socket2::SockRef;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -27,6 +28,9 @@ use crate::{dns, keys, register, steered, watch};
 
 /// What is waited for before sandboxes are served.
 pub const GATES: [&str; 4] = ["policies", "sandboxes", "pods", "keys"];
+
+/// Room for DNS questions that wait, in bytes as the kernel counts them: some hundred each.
+const QUESTIONS_BYTES: usize = 4 << 20;
 
 /// Why the gateway can't run.
 #[derive(Debug, thiserror::Error)]
@@ -223,5 +227,9 @@ async fn bind_udp(port: u16) -> Result<UdpSocket, RunError> {
         Ok(socket) => Ok(socket),
         Err(_) => UdpSocket::bind(("0.0.0.0", port)).await,
     };
-    bound.map_err(|source| RunError::Port { port, source })
+    let socket = bound.map_err(|source| RunError::Port { port, source })?;
+    // All sandboxes share it: what one of them sends in a burst should not push out another one's question. The kernel
+    // gives what it may (`net.core.rmem_max`).
+    let _ = SockRef::from(&socket).set_recv_buffer_size(QUESTIONS_BYTES);
+    Ok(socket)
 }
