@@ -172,7 +172,7 @@ async fn an_exhausted_budget_ends_the_run_within_two_seconds() {
 /// lose nothing by all crashes but the first.
 #[tokio::test]
 async fn a_gateway_that_is_killed_resets_no_budget() {
-    const LIMIT: i64 = 60_000;
+    const LIMIT: i64 = 40_000;
     const KILLS: i64 = 20;
     const THREADS: i64 = 3;
     const IDLE: [&str; 2] = ["idle-1", "idle-2"];
@@ -180,10 +180,12 @@ async fn a_gateway_that_is_killed_resets_no_budget() {
     const LOST: i64 = (KILLS + 1) * (LIMIT / 100 + THREADS * RESERVATION);
     let _alone = ALONE.lock().await;
     let (harness, host) = namespace("killed", json!({})).await;
-    let small = |limit: i64| json!({"limits": {"tokens": limit}, "resources": {"cpu": "100m"}});
+    // A new gateway takes seconds to serve; twenty of them take longer than a run has by default.
+    let more =
+        |cpu: &str| json!({"limits": {"tokens": LIMIT, "runtimeSeconds": 900}, "resources": {"cpu": cpu}});
     for idle in IDLE {
         harness
-            .start_script(idle, "burn.py", &["chat", &host, "1", "1", "3000"], small(LIMIT))
+            .start_script(idle, "burn.py", &["chat", &host, "1", "1", "3000"], more("100m"))
             .await
             .unwrap();
     }
@@ -203,7 +205,7 @@ async fn a_gateway_that_is_killed_resets_no_budget() {
     }
     let journal = Journal::open(&harness);
     harness
-        .start_script("burn", "burn.py", &["chat", &host, "3", "100000"], small(LIMIT))
+        .start_script("burn", "burn.py", &["chat", &host, "3", "100000"], more("600m"))
         .await
         .unwrap();
     let served = || count(journal.requests_to(&host).len());
