@@ -242,6 +242,8 @@ pub fn reap() -> Reaped {
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     match pid {
         0 => Reaped::NoneYet,
+        // A child that made process 1 its tracer has stopped, and not ended.
+        pid if pid > 0 && libc::WIFSTOPPED(status) => reap(),
         pid if pid > 0 => Reaped::One(Ended {
             pid,
             code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),

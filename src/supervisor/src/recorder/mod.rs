@@ -497,6 +497,7 @@ impl Recorder {
     /// The command, with the way to the egress gateway and the files of the mounted `ConfigMap`s.
     fn command(&mut self) -> Result<agentsandbox_api::run::CommandSpec, (Reason, String)> {
         let mut command = self.spec.command.clone();
+        command.audit = self.spec.audit;
         if let (Some(access), Some(Ok(registration))) = (&self.spec.gateway, &self.gateway) {
             environment::add(&mut command.env, access, registration.run_token());
             command.certificate = registration.standing().certificate;
@@ -676,7 +677,8 @@ impl Recorder {
         }
     }
 
-    fn end(&self, ended: Ended) -> CompletionRecord {
+    fn end(&mut self, ended: Ended) -> CompletionRecord {
+        self.log.missed(ended.unreadable, ended.lost);
         CompletionRecord {
             reason: ended.reason.unwrap_or(Reason::SandboxLost),
             exit_code: Some(ended.exit_code),

@@ -12,6 +12,8 @@ use agentsandbox_api::gateway::{CA_VARIABLES, PATH_CA_BUNDLE};
 use agentsandbox_api::names;
 use agentsandbox_api::run::{CommandSpec, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
+use super::capture::Capturing;
+use super::usage::OWN_TASKS;
 use crate::sys::{self, Limit};
 
 /// How much of standard error is remembered.
@@ -55,7 +57,17 @@ pub struct Start<'a> {
 }
 
 /// Starts the command.
-pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
+/// How processes of the user are started, and what the starter does meanwhile: a start whose record finds no room waits
+/// for the recorder to take others.
+pub struct Starter<'a, F: FnMut()> {
+    /// Starts and captures.
+    pub capturing: &'a Capturing,
+    /// Called every few milliseconds until the process executes.
+    pub meanwhile: F,
+}
+
+/// Starts the command.
+pub fn start(spec: &CommandSpec, starter: Starter<'_, impl FnMut()>) -> Result<Child, NotStarted> {
     let mut child = spawn(
         spec,
         Start {
@@ -65,6 +77,7 @@ pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
             step: None,
             stdio: [Stdio::null(), Stdio::inherit(), Stdio::piped()],
         },
+        starter,
     )?;
     let (send, tail) = channel();
     if let Some(mut pipe) = child.stderr.take() {
@@ -79,7 +92,11 @@ pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
 }
 
 /// Starts a process of the run's user, bounded, in a session and group of its own. Every one is born here.
-pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child, NotStarted> {
+pub fn spawn(
+    spec: &CommandSpec,
+    start: Start<'_>,
+    starter: Starter<'_, impl FnMut()>,
+) -> Result<std::process::Child, NotStarted> {
     let Some((program, arguments)) = start.argv.split_first() else {
         return Err(NotStarted {
             exit_code: EXIT_NOT_FOUND,
@@ -112,7 +129,8 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child
         command.env(names::ENV_STEP, step.to_string());
     }
     let (processes, file_size, root) = (
-        u64::from(spec.processes),
+        // The kernel counts all tasks of the user, the supervisor's too.
+        u64::from(spec.processes) + OWN_TASKS,
         spec.workspace_bytes.max(spec.tmp_bytes),
         spec.uid == 0,
     );
@@ -128,8 +146,9 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child
             sys::set_limit(Limit::Processes, processes)
         }
     });
-    command
-        .spawn()
+    starter
+        .capturing
+        .spawn(command, starter.meanwhile)
         .map_err(|error| not_started(program, start.working_dir, &error))
 }
 

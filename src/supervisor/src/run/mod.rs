@@ -1,6 +1,7 @@
 //! Process 1 of the agent container: starts the user's command on the recorder's word, bounds it, ends it with
 //! everything it started, and reports.
 
+mod capture;
 mod child;
 mod disk;
 mod evidence;
@@ -9,12 +10,14 @@ mod steps;
 mod tree;
 mod trust;
 mod usage;
+mod watch;
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use agentsandbox_api::action::Action;
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::{
@@ -26,10 +29,12 @@ use agentsandbox_api::step::StepOrder;
 use crate::protocol::{Channel, FROM_RECORDER_MAX, Received};
 use crate::sys::{self, Awaited, Reaped, Signals};
 use crate::text;
-use child::{Child, NotStarted};
+use capture::Capturing;
+use child::{Child, NotStarted, Starter};
 use disk::DiskWatch;
 use steps::Steps;
 use usage::Meter;
+use watch::{Foreign, Warnings};
 
 /// How long the recorder may take to listen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -66,12 +71,15 @@ pub fn run() -> i32 {
     if channel.send(&FromSupervisor::Hello(evidence::gather())).is_err() {
         return no_go("the recorder is gone");
     }
-    let capture = agentsandbox_api::action::Capture::default();
-    if channel.send(&FromSupervisor::Capture(capture)).is_err() {
+    let capturing = match Capturing::begin() {
+        Ok(capturing) => capturing,
+        Err(error) => return no_go(&format!("system calls can't be filtered: {error}")),
+    };
+    if channel.send(&FromSupervisor::Capture(capturing.means())).is_err() {
         return no_go("the recorder is gone");
     }
     match await_go(&mut channel, &signals) {
-        Ok(spec) => Run::new(*spec, signals, channel).finish(),
+        Ok(spec) => Run::new(*spec, signals, channel, capturing).finish(),
         Err(why) => no_go(&why),
     }
 }
@@ -140,6 +148,9 @@ struct Run {
     recorder_gone: bool,
     meter: Meter,
     disk: DiskWatch,
+    capturing: Capturing,
+    warnings: Warnings,
+    foreign: Foreign,
     begun: Instant,
     ending: Option<Ending>,
     main_end: Option<sys::Ended>,
@@ -148,7 +159,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(spec: CommandSpec, signals: Signals, channel: Channel) -> Self {
+    fn new(spec: CommandSpec, signals: Signals, channel: Channel, capturing: Capturing) -> Self {
         let disk = DiskWatch::new(vec![
             (names::PATH_WORKSPACE.into(), spec.workspace_bytes),
             (names::PATH_TMP.into(), spec.tmp_bytes),
@@ -162,6 +173,9 @@ impl Run {
             recorder_gone: false,
             meter,
             disk,
+            capturing,
+            warnings: Warnings::default(),
+            foreign: Foreign::new(),
             begun,
             ending: None,
             main_end: None,
@@ -176,7 +190,11 @@ impl Run {
             .and_then(|()| self.spec.certificate.as_deref().map_or(Ok(()), trust::install));
         let started = match prepared {
             Ok(()) if self.spec.session => Ok(None),
-            Ok(()) => child::start(&self.spec).map(Some),
+            Ok(()) => {
+                let (capturing, channel) = (&self.capturing, &mut self.channel);
+                let meanwhile = || drop(capturing.pump(channel));
+                child::start(&self.spec, Starter { capturing, meanwhile }).map(Some)
+            }
             Err(message) => Err(NotStarted {
                 exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
                 message,
@@ -214,7 +232,11 @@ impl Run {
         while !self.step(child) {}
         let wall = self.begun.elapsed();
         end_everything();
-        let ended = self.account(child, wall);
+        let figures = self
+            .capturing
+            .finish((!self.recorder_gone).then_some(&mut self.channel));
+        let mut ended = self.account(child, wall);
+        (ended.unreadable, ended.lost) = (figures.unreadable, figures.lost);
         if !self.recorder_gone {
             let _ = self.channel.send(&FromSupervisor::Ended(Box::new(ended.clone())));
         }
@@ -235,19 +257,35 @@ impl Run {
             self.enforced = Instant::now();
             self.enforce(child);
         }
+        self.tell();
         let mut awaited = self.steps.awaited();
         awaited.push(Awaited::read(self.signals.as_fd()));
         // A connection that is broken is noticed where it is read.
         let _ = self.channel.flush();
         if !self.recorder_gone {
+            let unsent = self.channel.queued() > 0;
             awaited.push(Awaited {
                 fd: self.channel.stream().as_fd(),
                 read: true,
-                write: self.channel.queued() > 0,
+                write: unsent,
             });
+            // A recorder that does not take what it is sent is not offered more.
+            if !unsent {
+                awaited.push(Awaited::read(self.capturing.as_fd()));
+            }
         }
         sys::wait(&awaited, TICK.min(self.steps.next_deadline().unwrap_or(TICK)));
         false
+    }
+
+    /// Sends the recorder what was seen, as far as it takes it.
+    fn tell(&mut self) {
+        if let Some(message) = self.capturing.failure() {
+            self.end_now(Reason::AuditUnavailable, message);
+        }
+        if !self.recorder_gone && self.capturing.pump(&mut self.channel).is_err() {
+            self.lose_recorder();
+        }
     }
 
     /// Reaps whatever has ended; whether the command itself has, or nothing is left.
@@ -255,10 +293,14 @@ impl Run {
         loop {
             match sys::reap() {
                 Reaped::One(ended) if main.is_some_and(|main| main.pid == ended.pid) => {
+                    self.capturing.note_exit(&ended);
                     self.main_end = Some(ended);
                     return true;
                 }
-                Reaped::One(ended) => self.steps.reaped(ended),
+                Reaped::One(ended) => {
+                    self.capturing.note_exit(&ended);
+                    self.steps.reaped(ended);
+                }
                 Reaped::NoneYet => return false,
                 // A session without a process waits for its next step, unless it is being ended.
                 Reaped::NoChildren => return main.is_some() || self.ending.is_some(),
@@ -290,7 +332,8 @@ impl Run {
                 }
                 Received::Message(FromRecorder::Step { step, order }) => {
                     if self.spec.session && (self.ending.is_none() || !matches!(order, StepOrder::Start(_))) {
-                        self.steps.obey(&self.spec, step, order, &mut self.channel);
+                        self.steps
+                            .obey(&self.spec, step, order, &self.capturing, &mut self.channel);
                     }
                 }
                 Received::Message(FromRecorder::Report) => self.report(),
@@ -329,6 +372,12 @@ impl Run {
         if let Some(ending) = &mut self.ending {
             if now >= ending.kill_at {
                 sys::kill_everything();
+                if !ending.killed {
+                    self.capturing.note(Action::Signal {
+                        signal: libc::SIGKILL,
+                        reason: ending.reason,
+                    });
+                }
                 ending.killed = true;
                 // Whatever is born meanwhile dies in the next round.
                 ending.kill_at = now + TICK;
@@ -346,7 +395,15 @@ impl Run {
                 ),
             );
         }
+        let required = self.spec.audit;
+        let unreadable = self.capturing.figures().unreadable;
+        if unreadable > 0 && (required.commands || required.files || required.network) {
+            let message =
+                "a process made itself unreadable, so what it does can't be captured as the policy demands";
+            return self.end_now(Reason::AuditUnavailable, message.to_owned());
+        }
         let (processes, memory) = self.meter.sample();
+        self.warn(processes, memory);
         if processes > u64::from(self.spec.processes) {
             let message = format!(
                 "{processes} processes and threads, at most {} are allowed",
@@ -367,6 +424,35 @@ impl Run {
         }
     }
 
+    /// Says once of each resource that it is nearly used up, and of each process that it is not ours.
+    fn warn(&mut self, processes: u64, memory: Option<u64>) {
+        let disk = self.disk.used();
+        let memory = memory.or_else(usage::memory);
+        let spec = &self.spec;
+        let used = [
+            ("memory", memory.unwrap_or_default(), spec.memory_bytes),
+            ("processes", processes, spec.processes.into()),
+            (
+                "disk",
+                disk.unwrap_or_default(),
+                spec.workspace_bytes.saturating_add(spec.tmp_bytes),
+            ),
+            (
+                "time",
+                self.begun.elapsed().as_secs(),
+                spec.runtime_seconds.into(),
+            ),
+        ];
+        for (resource, used, limit) in used {
+            if let Some(warning) = self.warnings.check(resource, used, limit) {
+                self.capturing.note(warning);
+            }
+        }
+        for action in self.foreign.look() {
+            self.capturing.note(action);
+        }
+    }
+
     /// Ends the run politely: the command may still write down what it knows.
     fn end(&mut self, child: Option<&Child>, reason: Reason, message: String) {
         if self.ending.is_none() {
@@ -374,6 +460,10 @@ impl Run {
                 Some(child) => sys::signal_group(child.pid, libc::SIGTERM),
                 None => sys::ask_everything_to_end(),
             }
+            self.capturing.note(Action::Signal {
+                signal: libc::SIGTERM,
+                reason,
+            });
             self.ending = Some(Ending {
                 reason,
                 message,
@@ -385,7 +475,14 @@ impl Run {
 
     /// Ends the run without grace: it is using up what others need.
     fn end_now(&mut self, reason: Reason, message: String) {
+        if self.ending.is_some() {
+            return;
+        }
         sys::kill_everything();
+        self.capturing.note(Action::Signal {
+            signal: libc::SIGKILL,
+            reason,
+        });
         self.ending = Some(Ending {
             reason,
             message,
@@ -462,6 +559,8 @@ impl Run {
             },
             output: self.spec.capture.then(output).flatten(),
             usage: self.meter.usage(wall),
+            unreadable: 0,
+            lost: 0,
         }
     }
 }

@@ -14,7 +14,8 @@ use agentsandbox_api::step::{EXIT_TIMEOUT, StepCommand, StepEnd, StepNews, StepO
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::child::{self, NotStarted, Start};
+use super::capture::Capturing;
+use super::child::{self, NotStarted, Start, Starter};
 use super::files;
 use super::tree;
 use crate::protocol::Channel;
@@ -54,9 +55,20 @@ struct Step {
 
 impl Steps {
     /// Does what the recorder asks.
-    pub fn obey(&mut self, spec: &CommandSpec, number: u64, order: StepOrder, channel: &mut Channel) {
+    pub fn obey(
+        &mut self,
+        spec: &CommandSpec,
+        number: u64,
+        order: StepOrder,
+        capturing: &Capturing,
+        channel: &mut Channel,
+    ) {
         match order {
-            StepOrder::Start(command) => self.start(spec, number, &command, channel),
+            StepOrder::Start(command) => {
+                let meanwhile = || drop(capturing.pump(channel));
+                let started = start(spec, number, &command, Starter { capturing, meanwhile });
+                self.started(number, started, channel);
+            }
             StepOrder::Cancel => {
                 if let Some(step) = self.running.remove(&number) {
                     // The number of a process that was reaped may be another's by now.
@@ -86,8 +98,8 @@ impl Steps {
         }
     }
 
-    fn start(&mut self, spec: &CommandSpec, number: u64, command: &StepCommand, channel: &mut Channel) {
-        match start(spec, number, command) {
+    fn started(&mut self, number: u64, step: Result<Step, NotStarted>, channel: &mut Channel) {
+        match step {
             Ok(step) => {
                 let pid = u32::try_from(step.pid).unwrap_or_default();
                 self.running.insert(number, step);
@@ -231,7 +243,12 @@ impl Step {
     }
 }
 
-fn start(spec: &CommandSpec, number: u64, command: &StepCommand) -> Result<Step, NotStarted> {
+fn start(
+    spec: &CommandSpec,
+    number: u64,
+    command: &StepCommand,
+    starter: Starter<'_, impl FnMut()>,
+) -> Result<Step, NotStarted> {
     let failed = |message: String| NotStarted {
         exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
         message,
@@ -263,6 +280,7 @@ fn start(spec: &CommandSpec, number: u64, command: &StepCommand) -> Result<Step,
             step: Some(number),
             stdio: [stdin, output(), output()],
         },
+        starter,
     )?;
     let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
     let pipes = (|| {
