@@ -288,6 +288,11 @@ pub enum FromRecorder {
     },
     /// Say what is in use now.
     Report,
+    /// What so many messages of actions told is written down; the log has room for more.
+    Taken {
+        /// How many since the last such answer.
+        messages: u32,
+    },
     /// End the run now: kill everything, report.
     Stop {
         /// Why.

@@ -57,17 +57,8 @@ pub struct Start<'a> {
 }
 
 /// Starts the command.
-/// How processes of the user are started, and what the starter does meanwhile: a start whose record finds no room waits
-/// for the recorder to take others.
-pub struct Starter<'a, F: FnMut()> {
-    /// Starts and captures.
-    pub capturing: &'a Capturing,
-    /// Called every few milliseconds until the process executes.
-    pub meanwhile: F,
-}
-
 /// Starts the command.
-pub fn start(spec: &CommandSpec, starter: Starter<'_, impl FnMut()>) -> Result<Child, NotStarted> {
+pub fn start(spec: &CommandSpec, capturing: &Capturing) -> Result<Child, NotStarted> {
     let mut child = spawn(
         spec,
         Start {
@@ -77,7 +68,7 @@ pub fn start(spec: &CommandSpec, starter: Starter<'_, impl FnMut()>) -> Result<C
             step: None,
             stdio: [Stdio::null(), Stdio::inherit(), Stdio::piped()],
         },
-        starter,
+        capturing,
     )?;
     let (send, tail) = channel();
     if let Some(mut pipe) = child.stderr.take() {
@@ -95,7 +86,7 @@ pub fn start(spec: &CommandSpec, starter: Starter<'_, impl FnMut()>) -> Result<C
 pub fn spawn(
     spec: &CommandSpec,
     start: Start<'_>,
-    starter: Starter<'_, impl FnMut()>,
+    capturing: &Capturing,
 ) -> Result<std::process::Child, NotStarted> {
     let Some((program, arguments)) = start.argv.split_first() else {
         return Err(NotStarted {
@@ -146,9 +137,8 @@ pub fn spawn(
             sys::set_limit(Limit::Processes, processes)
         }
     });
-    starter
-        .capturing
-        .spawn(command, starter.meanwhile)
+    capturing
+        .spawn(command)
         .map_err(|error| not_started(program, start.working_dir, &error))
 }
 

@@ -2,6 +2,7 @@
 //! everything it started, and reports.
 
 mod capture;
+mod changes;
 mod child;
 mod disk;
 mod evidence;
@@ -30,7 +31,8 @@ use crate::protocol::{Channel, FROM_RECORDER_MAX, Received};
 use crate::sys::{self, Awaited, Reaped, Signals};
 use crate::text;
 use capture::Capturing;
-use child::{Child, NotStarted, Starter};
+use changes::Before;
+use child::{Child, NotStarted};
 use disk::DiskWatch;
 use steps::Steps;
 use usage::Meter;
@@ -113,7 +115,10 @@ fn await_go(channel: &mut Channel, signals: &Signals) -> Result<Box<CommandSpec>
             Received::Broken => return Err("the recorder is gone".to_owned()),
             // Before the go there is nothing that could trust anybody.
             Received::Message(
-                FromRecorder::Trust { .. } | FromRecorder::Step { .. } | FromRecorder::Report,
+                FromRecorder::Trust { .. }
+                | FromRecorder::Step { .. }
+                | FromRecorder::Report
+                | FromRecorder::Taken { .. },
             )
             | Received::Nothing => {}
         }
@@ -151,6 +156,8 @@ struct Run {
     capturing: Capturing,
     warnings: Warnings,
     foreign: Foreign,
+    /// The workspace before the command.
+    before: Option<Before>,
     begun: Instant,
     ending: Option<Ending>,
     main_end: Option<sys::Ended>,
@@ -176,6 +183,7 @@ impl Run {
             capturing,
             warnings: Warnings::default(),
             foreign: Foreign::new(),
+            before: None,
             begun,
             ending: None,
             main_end: None,
@@ -188,13 +196,10 @@ impl Run {
         let prepared = files::write_all(&self.spec.files)
             .and_then(|()| files::make_working_dir(&self.spec.working_dir))
             .and_then(|()| self.spec.certificate.as_deref().map_or(Ok(()), trust::install));
+        self.before = Some(Before::take(names::PATH_WORKSPACE));
         let started = match prepared {
             Ok(()) if self.spec.session => Ok(None),
-            Ok(()) => {
-                let (capturing, channel) = (&self.capturing, &mut self.channel);
-                let meanwhile = || drop(capturing.pump(channel));
-                child::start(&self.spec, Starter { capturing, meanwhile }).map(Some)
-            }
+            Ok(()) => child::start(&self.spec, &self.capturing).map(Some),
             Err(message) => Err(NotStarted {
                 exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
                 message,
@@ -232,9 +237,10 @@ impl Run {
         while !self.step(child) {}
         let wall = self.begun.elapsed();
         end_everything();
+        let changes = self.before.take().map(Before::compare).unwrap_or_default();
         let figures = self
             .capturing
-            .finish((!self.recorder_gone).then_some(&mut self.channel));
+            .finish((!self.recorder_gone).then_some(&mut self.channel), changes);
         let mut ended = self.account(child, wall);
         (ended.unreadable, ended.lost) = (figures.unreadable, figures.lost);
         if !self.recorder_gone {
@@ -263,14 +269,12 @@ impl Run {
         // A connection that is broken is noticed where it is read.
         let _ = self.channel.flush();
         if !self.recorder_gone {
-            let unsent = self.channel.queued() > 0;
             awaited.push(Awaited {
                 fd: self.channel.stream().as_fd(),
                 read: true,
-                write: unsent,
+                write: self.channel.queued() > 0,
             });
-            // A recorder that does not take what it is sent is not offered more.
-            if !unsent {
+            if !self.capturing.awaits_room() {
                 awaited.push(Awaited::read(self.capturing.as_fd()));
             }
         }
@@ -337,6 +341,7 @@ impl Run {
                     }
                 }
                 Received::Message(FromRecorder::Report) => self.report(),
+                Received::Message(FromRecorder::Taken { messages }) => self.capturing.taken(messages),
                 Received::Broken => self.lose_recorder(),
                 Received::Nothing => return,
                 Received::Message(FromRecorder::Go(_) | FromRecorder::NoGo { .. }) => {}

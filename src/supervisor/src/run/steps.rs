@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::capture::Capturing;
-use super::child::{self, NotStarted, Start, Starter};
+use super::child::{self, NotStarted, Start};
 use super::files;
 use super::tree;
 use crate::protocol::Channel;
@@ -65,8 +65,7 @@ impl Steps {
     ) {
         match order {
             StepOrder::Start(command) => {
-                let meanwhile = || drop(capturing.pump(channel));
-                let started = start(spec, number, &command, Starter { capturing, meanwhile });
+                let started = start(spec, number, &command, capturing);
                 self.started(number, started, channel);
             }
             StepOrder::Cancel => {
@@ -247,7 +246,7 @@ fn start(
     spec: &CommandSpec,
     number: u64,
     command: &StepCommand,
-    starter: Starter<'_, impl FnMut()>,
+    capturing: &Capturing,
 ) -> Result<Step, NotStarted> {
     let failed = |message: String| NotStarted {
         exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
@@ -280,7 +279,7 @@ fn start(
             step: Some(number),
             stdio: [stdin, output(), output()],
         },
-        starter,
+        capturing,
     )?;
     let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
     let pipes = (|| {

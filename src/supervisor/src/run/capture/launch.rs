@@ -3,14 +3,10 @@
 
 use std::io;
 use std::process::{Child, Command};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::sys::{self, Shared};
-
-/// How often whoever waits for a start does what it has to do meanwhile.
-const MEANWHILE: Duration = Duration::from_millis(5);
 
 /// What the launcher is starting, for whoever looks at its first system calls.
 pub struct Launching {
@@ -81,18 +77,11 @@ impl Launcher {
         Ok((Self { orders }, result, launching))
     }
 
-    /// Starts a command, and waits until it executes or can't. Meanwhile the caller goes on with what else it must do:
-    /// with a full queue of records the start itself waits for room in it.
-    pub fn spawn(&self, command: Command, mut meanwhile: impl FnMut()) -> io::Result<Child> {
+    /// Starts a command, and waits until it executes or can't.
+    pub fn spawn(&self, command: Command) -> io::Result<Child> {
         let (send, result) = channel();
         self.orders.send((command, send)).map_err(io::Error::other)?;
-        loop {
-            match result.recv_timeout(MEANWHILE) {
-                Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout) => meanwhile(),
-                Err(error @ RecvTimeoutError::Disconnected) => return Err(io::Error::other(error)),
-            }
-        }
+        result.recv().map_err(io::Error::other)?
     }
 }
 

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentsandbox_api::action::{Action, Capture, Means};
-use agentsandbox_api::run::FromSupervisor;
+use agentsandbox_api::run::{FromRecorder, FromSupervisor};
 
-use crate::protocol::Channel;
+use crate::protocol::{Channel, Received};
 use launch::Launcher;
 use queue::Queue;
 
@@ -30,16 +30,19 @@ pub use read::{image, parent};
 const STACK_BYTES: usize = 256 << 10;
 /// Actions of one message, in bytes as JSON: a message is at most twice as long.
 const BATCH_BYTES: usize = 32 << 10;
-/// Beyond so many bytes that the recorder has not taken, no more is sent.
-const UNSENT_MAX: usize = 64 << 10;
+/// So many messages are sent before the recorder says that it has written one down: a stalled log fills the queue, and not
+/// the connection, by which the end must still be told.
+const MESSAGES_MAX: u32 = 8;
 /// How long the recorder may take for what is left at the end.
-const LAST_ACTIONS: Duration = Duration::from_secs(5);
+const LAST_ACTIONS: Duration = Duration::from_secs(3);
 
 /// The capture of one run.
 pub struct Capturing {
     launcher: Launcher,
     queue: Arc<Queue>,
     means: Means,
+    /// Messages that the recorder has not said to have taken.
+    unanswered: u32,
 }
 
 impl Capturing {
@@ -60,6 +63,7 @@ impl Capturing {
                 launcher,
                 queue,
                 means: Means::SeccompNotify,
+                unanswered: 0,
             });
         }
         let (launcher, _, _) = Launcher::begin(|| sys::install(&filter::program(None), false))?;
@@ -67,6 +71,7 @@ impl Capturing {
             launcher,
             queue,
             means: Means::None,
+            unanswered: 0,
         })
     }
 
@@ -79,21 +84,21 @@ impl Capturing {
         }
     }
 
-    /// Starts a process of the user. `meanwhile` is called every few milliseconds until it executes.
-    pub fn spawn(&self, command: Command, meanwhile: impl FnMut()) -> io::Result<Child> {
-        self.launcher.spawn(command, meanwhile)
+    /// Starts a process of the user.
+    pub fn spawn(&self, command: Command) -> io::Result<Child> {
+        self.launcher.spawn(command)
     }
 
     /// Writes down what the supervisor itself did or saw.
     pub fn note(&self, action: Action) {
-        self.queue.note(action);
+        self.queue.push(action);
     }
 
     /// Writes down that a process has ended, if it executed anything.
     pub fn note_exit(&self, ended: &crate::sys::Ended) {
         let pid = u32::try_from(ended.pid).unwrap_or_default();
         if self.queue.has_executed(pid) {
-            self.queue.note(Action::Exit {
+            self.queue.push(Action::Exit {
                 pid,
                 code: ended.code,
                 signal: ended.signal,
@@ -101,33 +106,51 @@ impl Capturing {
         }
     }
 
-    /// Sends what can be sent without waiting.
-    pub fn pump(&self, channel: &mut Channel) -> io::Result<()> {
-        loop {
-            channel.flush()?;
-            if channel.queued() > UNSENT_MAX {
-                return Ok(());
-            }
+    /// Sends what the recorder has room for, without waiting.
+    pub fn pump(&mut self, channel: &mut Channel) -> io::Result<()> {
+        while self.unanswered < MESSAGES_MAX {
             let actions = self.queue.take(BATCH_BYTES);
             if actions.is_empty() {
-                return Ok(());
+                break;
             }
             channel.queue(&FromSupervisor::Actions { actions })?;
+            self.unanswered += 1;
         }
+        channel.flush()
+    }
+
+    /// The recorder has written so many messages down.
+    pub fn taken(&mut self, messages: u32) {
+        self.unanswered = self.unanswered.saturating_sub(messages);
     }
 
     /// Sends all that is left, once nothing of the user's lives; what the recorder does not take in time is lost, and
     /// counted.
-    pub fn finish(&self, channel: Option<&mut Channel>) -> Figures {
+    pub fn finish(&mut self, channel: Option<&mut Channel>, last: Vec<Action>) -> Figures {
+        for action in last {
+            self.queue.push(action);
+        }
         self.queue.close();
         if let Some(channel) = channel {
             let until = Instant::now() + LAST_ACTIONS;
-            while Instant::now() < until && self.pump(channel).is_ok() && channel.queued() > 0 {
-                std::thread::sleep(Duration::from_millis(2));
+            while Instant::now() < until && self.pump(channel).is_ok() && !self.queue.is_empty() {
+                match channel.receive::<FromRecorder>() {
+                    Received::Message(FromRecorder::Taken { messages }) => self.taken(messages),
+                    Received::Broken => break,
+                    Received::Message(_) => {}
+                    Received::Nothing => {
+                        crate::sys::wait_readable(&[channel.stream().as_fd()], Duration::from_millis(20));
+                    }
+                }
             }
         }
         self.queue.give_up();
         self.queue.figures()
+    }
+
+    /// Whether there is something to send, and the recorder has room for it.
+    pub fn awaits_room(&self) -> bool {
+        self.unanswered >= MESSAGES_MAX
     }
 
     /// Why the capture has broken down, if so: then nobody answers system calls any more.

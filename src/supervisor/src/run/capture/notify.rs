@@ -20,6 +20,8 @@ use super::sys::{Listener, Notification};
 const OBSERVE_AFTER: Duration = Duration::from_millis(2);
 /// When it is looked at once more, if the exec was still going on.
 const OBSERVE_AGAIN: Duration = Duration::from_millis(100);
+/// Between two looks for room, while somebody waits for it.
+const ROOM_EVERY: Duration = Duration::from_millis(2);
 /// So many observations wait at most; beyond that the oldest are made at once.
 const PENDING_MAX: usize = 256;
 
@@ -40,18 +42,17 @@ pub fn serve(listener: &Listener, queue: &Arc<Queue>, launching: &Launching) {
         queue,
         launching,
         pending: VecDeque::new(),
+        held: Vec::new(),
     };
     loop {
-        let timeout = notifier
-            .pending
-            .front()
-            .map(|claim| claim.due.saturating_duration_since(Instant::now()));
+        let timeout = notifier.next_due();
         match listener.receive(timeout) {
             Ok(Some(notification)) => notifier.look(&notification),
             Ok(None) => {}
             Err(error) => return queue.fail(format!("system calls can't be looked at any more: {error}")),
         }
         notifier.observe_due();
+        notifier.let_go();
     }
 }
 
@@ -60,6 +61,8 @@ struct Notifier<'a> {
     queue: &'a Queue,
     launching: &'a Launching,
     pending: VecDeque<Claim>,
+    /// Calls that were written down and wait for room in the queue.
+    held: Vec<Notification>,
 }
 
 impl Notifier<'_> {
@@ -68,6 +71,8 @@ impl Notifier<'_> {
         if notification.thread == self.launching.thread() {
             return self.listener.answer(notification, None);
         }
+        // Nobody waits for a process that is being started, but the one who would make room.
+        let is_ours = self.launching.program_of(notification.thread).is_some();
         self.observe_earlier(notification.thread);
         let thread = notification.thread;
         let memory = OfThread(thread);
@@ -113,7 +118,30 @@ impl Notifier<'_> {
                 None
             }
         };
-        self.listener.answer(notification, refuse);
+        if refuse.is_none() && !is_ours && self.queue.is_full() {
+            self.held.push(*notification);
+        } else {
+            self.listener.answer(notification, refuse);
+        }
+    }
+
+    /// Lets all go on that were held up, once there is room.
+    fn let_go(&mut self) {
+        if !self.held.is_empty() && !self.queue.is_full() {
+            for notification in self.held.drain(..) {
+                self.listener.answer(&notification, None);
+            }
+        }
+    }
+
+    /// How long nothing is to be done but to listen.
+    fn next_due(&self) -> Option<Duration> {
+        let observation = self
+            .pending
+            .front()
+            .map(|claim| claim.due.saturating_duration_since(Instant::now()));
+        let room = (!self.held.is_empty()).then_some(ROOM_EVERY);
+        observation.into_iter().chain(room).min()
     }
 
     fn write_down(&mut self, action: Action) {

@@ -1,9 +1,9 @@
-//! What was seen and not yet sent: bounded, and never dropped while the run lasts. Who has something to add when it is
-//! full waits, and with it the process that acts: its log is stalled, so it is too.
+//! What was seen and not yet sent: never dropped while the run lasts, and bounded, because whoever acts while it is full is
+//! not let go on before there is room again. So it holds at most one record more for each thread that there may be.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agentsandbox_api::action::{Action, Seen};
 
@@ -22,7 +22,6 @@ const EXECUTED_MAX: usize = 16 << 10;
 /// The queue between whoever sees and the main loop, which sends.
 pub struct Queue {
     state: Mutex<State>,
-    room: Condvar,
     bell: Bell,
 }
 
@@ -51,7 +50,6 @@ impl Queue {
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             state: Mutex::default(),
-            room: Condvar::new(),
             bell: Bell::new()?,
         })
     }
@@ -60,14 +58,10 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what was seen now. Waits for room; once closed, counts it as lost.
+    /// Adds what was seen now; once closed, counts it as lost.
     pub fn push(&self, action: Action) {
         let (seen, length) = measured(action);
         let mut state = self.state();
-        while !state.closed && state.is_full() {
-            self.bell.ring();
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
         if state.closed {
             state.figures.lost += 1;
             return;
@@ -79,10 +73,10 @@ impl Queue {
         }
     }
 
-    /// Adds what the main loop itself did or saw: it can't wait for itself.
-    pub fn note(&self, action: Action) {
-        let (seen, length) = measured(action);
-        self.state().add(seen, length);
+    /// Whether whoever acts must wait until some of it is taken.
+    pub fn is_full(&self) -> bool {
+        let state = self.state();
+        !state.closed && (state.waiting.len() >= RECORDS_MAX || state.bytes >= BYTES_MAX)
     }
 
     /// Takes what fits into so many bytes, the oldest first; one record in any case.
@@ -102,14 +96,17 @@ impl Queue {
         if state.waiting.is_empty() {
             self.bell.hush();
         }
-        self.room.notify_all();
         taken
     }
 
-    /// Takes nothing more; whoever waits for room goes on.
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.state().waiting.is_empty()
+    }
+
+    /// Takes nothing more, and holds nobody up any more.
     pub fn close(&self) {
         self.state().closed = true;
-        self.room.notify_all();
     }
 
     /// Gives up what still waits, and counts it.
@@ -165,10 +162,6 @@ fn measured(action: Action) -> (Seen, usize) {
 }
 
 impl State {
-    fn is_full(&self) -> bool {
-        self.waiting.len() >= RECORDS_MAX || self.bytes >= BYTES_MAX
-    }
-
     fn add(&mut self, seen: Seen, length: usize) {
         self.bytes += length;
         self.waiting.push_back((seen, length));
@@ -184,7 +177,6 @@ impl AsFd for Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn open(pid: u32) -> Action {
         Action::Open {
@@ -210,36 +202,31 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_makes_wait_and_loses_nothing() {
-        let queue = Arc::new(Queue::new().unwrap());
-        let total = u32::try_from(RECORDS_MAX).unwrap() + 500;
-        let pushing = std::thread::spawn({
-            let queue = queue.clone();
-            move || (0..total).for_each(|pid| queue.push(open(pid)))
-        });
-        let mut taken = 0;
-        while taken < total as usize {
-            let batch = queue.take(32 << 10);
-            taken += batch.len();
-            if batch.is_empty() {
-                std::thread::yield_now();
-            }
-        }
-        pushing.join().unwrap();
-        assert_eq!(queue.figures(), Figures::default());
+    fn a_full_queue_says_so_until_some_is_taken_and_counts_what_comes_too_late() {
+        let queue = Queue::new().unwrap();
+        (0..RECORDS_MAX).for_each(|_| queue.push(open(1)));
+        assert!(queue.is_full());
+        queue.take(100);
+        assert!(!queue.is_full());
+        queue.push(open(1));
+        queue.close();
+        assert!(!queue.is_full());
+        queue.push(open(1));
+        let waiting = queue.state().waiting.len();
+        queue.give_up();
+        assert_eq!(queue.figures().lost, waiting as u64 + 1);
+        assert!(queue.take(100).is_empty());
     }
 
     #[test]
-    fn who_waits_goes_on_when_the_run_is_over_and_is_counted() {
-        let queue = Arc::new(Queue::new().unwrap());
-        (0..RECORDS_MAX).for_each(|_| queue.push(open(1)));
-        let waiting = std::thread::spawn({
-            let queue = queue.clone();
-            move || queue.push(open(0))
-        });
-        queue.close();
-        waiting.join().unwrap();
-        queue.give_up();
-        assert_eq!(queue.figures().lost, RECORDS_MAX as u64 + 1);
+    fn a_large_record_fills_it_as_many_small_ones_do() {
+        let queue = Queue::new().unwrap();
+        while !queue.is_full() {
+            queue.push(Action::Open {
+                pid: 1,
+                path: "x".repeat(4096),
+            });
+        }
+        assert!(queue.state().waiting.len() < RECORDS_MAX);
     }
 }

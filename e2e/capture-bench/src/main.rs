@@ -1,7 +1,7 @@
 //! What the capture of actions costs a command: the same work with the supervisor and without it takes turns, in
 //! namespaces of its own. This program plays the recorder, and chains and writes what it hears as that does.
 //!
-//! Run by `e2e/bench.sh`; by hand as root: `capture-bench --supervisor FILE`.
+//! Run by `make bench-capture`; by hand as root: `capture-bench --supervisor FILE`.
 
 mod recorder;
 mod work;

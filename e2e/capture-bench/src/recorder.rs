@@ -84,6 +84,8 @@ fn supervised(supervisor: &Path, work: Work, listener: &TcpListener) -> Result<S
     let mut go = serde_json::to_vec(&FromRecorder::Go(Box::new(command(work)?)))?;
     go.push(b'\n');
     connection.write_all(&go)?;
+    let mut taken = serde_json::to_vec(&FromRecorder::Taken { messages: 1 })?;
+    taken.push(b'\n');
     let (mut chain, mut records) = (Chain::default(), 0);
     let mut log = File::create("/dev/null")?;
     loop {
@@ -95,6 +97,8 @@ fn supervised(supervisor: &Path, work: Work, listener: &TcpListener) -> Result<S
                     log.write_all(line.as_bytes())?;
                     records += 1;
                 }
+                // Whoever has said its last word listens no more.
+                let _ = connection.write_all(&taken);
             }
             FromSupervisor::Ended(ended) if ended.exit_code == 0 => break,
             FromSupervisor::Ended(ended) => return Err(format!("the work failed: {ended:?}").into()),
