@@ -57,37 +57,28 @@ pub struct Start<'a> {
 }
 
 /// Starts the command.
-/// Starts the command.
 pub fn start(spec: &CommandSpec, capturing: &Capturing) -> Result<Child, NotStarted> {
-    let mut child = spawn(
+    let (mut errors, stderr) = std::io::pipe().map_err(|error| not_started("", &spec.working_dir, &error))?;
+    let pid = spawn(
         spec,
         Start {
             argv: &spec.argv,
             env: &spec.env,
             working_dir: &spec.working_dir,
             step: None,
-            stdio: [Stdio::null(), Stdio::inherit(), Stdio::piped()],
+            stdio: [Stdio::null(), Stdio::inherit(), stderr.into()],
         },
         capturing,
     )?;
     let (send, tail) = channel();
-    if let Some(mut pipe) = child.stderr.take() {
-        std::thread::spawn(move || {
-            let _ = send.send(pass_on(&mut pipe));
-        });
-    }
-    Ok(Child {
-        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
-        tail,
-    })
+    std::thread::spawn(move || {
+        let _ = send.send(pass_on(&mut errors));
+    });
+    Ok(Child { pid, tail })
 }
 
-/// Starts a process of the run's user, bounded, in a session and group of its own. Every one is born here.
-pub fn spawn(
-    spec: &CommandSpec,
-    start: Start<'_>,
-    capturing: &Capturing,
-) -> Result<std::process::Child, NotStarted> {
+/// Starts a process of the run's user, bounded, in a session and group of its own; its number. Every one is born here.
+pub fn spawn(spec: &CommandSpec, start: Start<'_>, capturing: &Capturing) -> Result<i32, NotStarted> {
     let Some((program, arguments)) = start.argv.split_first() else {
         return Err(NotStarted {
             exit_code: EXIT_NOT_FOUND,
@@ -138,7 +129,7 @@ pub fn spawn(
         }
     });
     capturing
-        .spawn(command)
+        .spawn(command, start.argv)
         .map_err(|error| not_started(program, start.working_dir, &error))
 }
 

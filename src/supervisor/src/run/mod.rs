@@ -57,13 +57,7 @@ const EXIT_ENDED: i32 = 128 + libc::SIGTERM;
 /// Runs one command, or the steps of a session; returns the exit code that the container shall have.
 pub fn run() -> i32 {
     sys::forbid_dumping();
-    let taken = [
-        libc::SIGCHLD,
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGQUIT,
-        libc::SIGHUP,
-    ];
+    let taken = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
     let Ok(signals) = Signals::take(&taken) else {
         return no_go("signals can't be taken");
     };
@@ -236,7 +230,7 @@ impl Run {
         }
         while !self.step(child) {}
         let wall = self.begun.elapsed();
-        end_everything();
+        end_everything(&self.capturing);
         let changes = self.before.take().map(Before::compare).unwrap_or_default();
         let figures = self
             .capturing
@@ -266,6 +260,7 @@ impl Run {
         self.tell();
         let mut awaited = self.steps.awaited();
         awaited.push(Awaited::read(self.signals.as_fd()));
+        awaited.extend(self.capturing.awaited());
         // A connection that is broken is noticed where it is read.
         let _ = self.channel.flush();
         if !self.recorder_gone {
@@ -274,9 +269,6 @@ impl Run {
                 read: true,
                 write: self.channel.queued() > 0,
             });
-            if !self.capturing.awaits_room() {
-                awaited.push(Awaited::read(self.capturing.as_fd()));
-            }
         }
         sys::wait(&awaited, TICK.min(self.steps.next_deadline().unwrap_or(TICK)));
         false
@@ -295,14 +287,12 @@ impl Run {
     /// Reaps whatever has ended; whether the command itself has, or nothing is left.
     fn reap(&mut self, main: Option<&Child>) -> bool {
         loop {
-            match sys::reap() {
+            match self.capturing.reap() {
                 Reaped::One(ended) if main.is_some_and(|main| main.pid == ended.pid) => {
-                    self.capturing.note_exit(&ended);
                     self.main_end = Some(ended);
                     return true;
                 }
                 Reaped::One(ended) => {
-                    self.capturing.note_exit(&ended);
                     self.steps.reaped(ended);
                 }
                 Reaped::NoneYet => return false,
@@ -572,11 +562,11 @@ impl Run {
 
 /// Kills everything in the namespace, and waits until it is gone. A fork bomb loses: the signal reaches all
 /// processes at once, and a child that is being made inherits it.
-fn end_everything() {
+fn end_everything(capturing: &Capturing) {
     let begun = Instant::now();
     loop {
         sys::kill_everything();
-        match sys::reap() {
+        match capturing.reap() {
             Reaped::NoChildren => return,
             Reaped::One(_) => {}
             Reaped::NoneYet => std::thread::sleep(Duration::from_millis(1)),

@@ -258,49 +258,29 @@ fn start(
     }
     let mut env = spec.env.clone();
     env.extend(command.env.clone());
-    let output = || {
-        if command.detached {
-            Stdio::inherit()
-        } else {
-            Stdio::piped()
-        }
-    };
-    let stdin = if command.stdin {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    };
-    let mut child = child::spawn(
+    let pipes = |error: std::io::Error| failed(format!("the step's pipes: {error}"));
+    let (stdin, to_stdin) = input_of(command.stdin).map_err(pipes)?;
+    let (stdout, from_stdout) = output_of(command.detached).map_err(pipes)?;
+    let (stderr, from_stderr) = output_of(command.detached).map_err(pipes)?;
+    let pid = child::spawn(
         spec,
         Start {
             argv: &command.argv,
             env: &env,
             working_dir,
             step: Some(number),
-            stdio: [stdin, output(), output()],
+            stdio: [stdin, stdout, stderr],
         },
         capturing,
     )?;
-    let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
-    let pipes = (|| {
-        Ok((
-            child.stdin.take().map(|pipe| ours(pipe.into())).transpose()?,
-            child.stdout.take().map(|pipe| ours(pipe.into())).transpose()?,
-            child.stderr.take().map(|pipe| ours(pipe.into())).transpose()?,
-        ))
-    })();
-    let (stdin, stdout, stderr) = pipes.map_err(|error: std::io::Error| {
-        tree::kill(Some(pid), number);
-        failed(format!("the step's pipes: {error}"))
-    })?;
     Ok(Step {
         pid,
-        stdin,
+        stdin: to_stdin,
         input: VecDeque::new(),
         input_ended: false,
         taken: 0,
-        stdout,
-        stderr,
+        stdout: from_stdout,
+        stderr: from_stderr,
         room: WINDOW_BYTES,
         kill_at: command
             .timeout_seconds
@@ -308,6 +288,24 @@ fn start(
         timed_out: false,
         ended: None,
     })
+}
+
+/// A step's standard input, and our end of it if it has any.
+fn input_of(open: bool) -> std::io::Result<(Stdio, Option<std::fs::File>)> {
+    if !open {
+        return Ok((Stdio::null(), None));
+    }
+    let (reader, writer) = std::io::pipe()?;
+    Ok((reader.into(), Some(ours(writer.into())?)))
+}
+
+/// A step's standard output or error, and our end of it unless it goes where the container's goes.
+fn output_of(detached: bool) -> std::io::Result<(Stdio, Option<std::fs::File>)> {
+    if detached {
+        return Ok((Stdio::inherit(), None));
+    }
+    let (reader, writer) = std::io::pipe()?;
+    Ok((writer.into(), Some(ours(reader.into())?)))
 }
 
 /// Our end of a pipe, on which nothing waits.

@@ -9,6 +9,8 @@ use super::calls::{Kind, NATIVE_ARCH, RULES, Test};
 pub const ALLOW: u32 = 0x7fff_0000;
 /// Ask the listener (`SECCOMP_RET_USER_NOTIF`).
 pub const NOTIFY: u32 = 0x7fc0_0000;
+/// Stop for the tracer (`SECCOMP_RET_TRACE`); without one the call fails with `ENOSYS`.
+pub const TRACE: u32 = 0x7ff0_0000;
 /// Fail with the error in the low 16 bits.
 const ERRNO: u32 = 0x0005_0000;
 
@@ -70,7 +72,10 @@ pub fn program(ask: Option<u32>) -> Vec<libc::sock_filter> {
 }
 
 fn block(test: Test, kind: Kind, ask: Option<u32>) -> Vec<libc::sock_filter> {
-    let seen = ask.unwrap_or(ALLOW);
+    // A tracer hears of every end anyway.
+    let seen = ask
+        .filter(|ask| *ask != TRACE || !matches!(kind, Kind::Exit))
+        .unwrap_or(ALLOW);
     match test {
         Test::Fail(number) => vec![give(error(number))],
         Test::Ask => vec![give(seen)],
@@ -231,9 +236,9 @@ mod tests {
         #[test]
         fn every_call_gets_a_verdict_that_is_known(number: u32, native: bool, arguments: [u64; 6]) {
             let arch = if native { NATIVE_ARCH } else { 0x4000_0003 };
-            for ask in [Some(NOTIFY), None] {
+            for ask in [Some(NOTIFY), Some(TRACE), None] {
                 let verdict = run(&program(ask), arch, number % 600, arguments);
-                prop_assert!([ALLOW, NOTIFY, error(libc::EPERM), error(libc::ENOSYS)].contains(&verdict));
+                prop_assert!([ALLOW, NOTIFY, TRACE, error(libc::EPERM), error(libc::ENOSYS)].contains(&verdict));
             }
         }
     }

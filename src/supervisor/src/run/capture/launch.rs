@@ -2,11 +2,11 @@
 //! no other thread of the supervisor does.
 
 use std::io;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::sys::{self, Shared};
+use super::sys::{self, Bell, Shared};
 
 /// What the launcher is starting, for whoever looks at its first system calls.
 pub struct Launching {
@@ -35,11 +35,20 @@ impl Launching {
     }
 }
 
-type Order = (Command, Sender<io::Result<Child>>);
+/// A process to start.
+pub struct Order {
+    /// How. Its ends of pipes are closed here when it has started.
+    pub command: Command,
+    /// Program and arguments, as they are written down.
+    pub program: (String, Vec<String>),
+    /// Who waits: for its number, or why there is none.
+    pub reply: Sender<io::Result<i32>>,
+}
 
 /// Starts processes of the user.
 pub struct Launcher {
     orders: Sender<Order>,
+    bell: Option<Arc<Bell>>,
 }
 
 impl Launcher {
@@ -74,33 +83,51 @@ impl Launcher {
                 serve(&taken, &launching);
             })?;
         let (result, launching) = prepared.recv().map_err(io::Error::other)??;
-        Ok((Self { orders }, result, launching))
+        Ok((Self { orders, bell: None }, result, launching))
+    }
+
+    /// A launcher whose thread takes orders when its bell rings.
+    pub fn ringing(orders: Sender<Order>, bell: Arc<Bell>) -> Self {
+        Self {
+            orders,
+            bell: Some(bell),
+        }
     }
 
     /// Starts a command, and waits until it executes or can't.
-    pub fn spawn(&self, command: Command) -> io::Result<Child> {
-        let (send, result) = channel();
-        self.orders.send((command, send)).map_err(io::Error::other)?;
+    pub fn spawn(&self, command: Command, program: (String, Vec<String>)) -> io::Result<i32> {
+        let (reply, result) = channel();
+        let order = Order {
+            command,
+            program,
+            reply,
+        };
+        self.orders.send(order).map_err(io::Error::other)?;
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
         result.recv().map_err(io::Error::other)?
     }
 }
 
 fn serve(orders: &Receiver<Order>, launching: &Launching) {
-    for (mut command, reply) in orders {
-        let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
-        let program = text(command.get_program());
-        let argv = std::iter::once(program.clone())
-            .chain(command.get_args().map(text))
-            .collect();
-        launching.set(Some((program, argv)));
+    for order in orders {
+        let Order {
+            mut command,
+            program,
+            reply,
+        } = order;
+        launching.set(Some(program));
         let pid = launching.pid;
         crate::sys::before_exec(&mut command, move || {
             pid.set(i32::try_from(std::process::id()).unwrap_or_default());
             Ok(())
         });
         let result = command.spawn();
+        drop(command);
         launching.set(None);
-        if reply.send(result).is_err() {
+        let pid = result.map(|child| i32::try_from(child.id()).unwrap_or(i32::MAX));
+        if reply.send(pid).is_err() {
             return;
         }
     }

@@ -9,10 +9,11 @@ mod queue;
 mod read;
 mod see;
 mod sys;
+mod trace;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::process::{Child, Command};
+use std::os::fd::AsFd;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,10 @@ use agentsandbox_api::action::{Action, Capture, Means};
 use agentsandbox_api::run::{FromRecorder, FromSupervisor};
 
 use crate::protocol::{Channel, Received};
+use crate::sys::{Awaited, Reaped, Signals};
 use launch::Launcher;
 use queue::Queue;
+use trace::Ends;
 
 pub use queue::Figures;
 pub use read::{image, parent};
@@ -41,36 +44,37 @@ pub struct Capturing {
     launcher: Launcher,
     queue: Arc<Queue>,
     means: Means,
+    reaping: Reaping,
     /// Messages that the recorder has not said to have taken.
     unanswered: u32,
+}
+
+/// Who waits for children.
+enum Reaping {
+    /// The main loop, when one of their signals has come.
+    Here(Signals),
+    /// The tracer, which tells it.
+    Told(Arc<Ends>),
 }
 
 impl Capturing {
     /// Chooses the means by trying: the kernel's own name says nothing. Fails if not even the filter can be had.
     pub fn begin() -> io::Result<Self> {
         let queue = Arc::new(Queue::new()?);
-        let listening = Launcher::begin(|| {
-            let program = filter::program(Some(filter::NOTIFY));
-            let listener = sys::install(&program, true)?;
-            listener.ok_or_else(|| io::ErrorKind::Unsupported.into())
-        });
-        if let Ok((launcher, listener, launching)) = listening {
-            let served = queue.clone();
-            std::thread::Builder::new()
-                .stack_size(STACK_BYTES)
-                .spawn(move || notify::serve(&listener, &served, &launching))?;
-            return Ok(Self {
-                launcher,
-                queue,
-                means: Means::SeccompNotify,
-                unanswered: 0,
-            });
-        }
-        let (launcher, _, _) = Launcher::begin(|| sys::install(&filter::program(None), false))?;
+        let children = || Signals::take(&[libc::SIGCHLD]);
+        let (launcher, means, reaping) = if let Ok(launcher) = by_notification(&queue) {
+            (launcher, Means::SeccompNotify, Reaping::Here(children()?))
+        } else if let Ok((launcher, ends)) = trace::begin(&queue, children()?) {
+            (launcher, Means::Ptrace, Reaping::Told(ends))
+        } else {
+            let (launcher, _, _) = Launcher::begin(|| sys::install(&filter::program(None), false))?;
+            (launcher, Means::None, Reaping::Here(children()?))
+        };
         Ok(Self {
             launcher,
             queue,
-            means: Means::None,
+            means,
+            reaping,
             unanswered: 0,
         })
     }
@@ -84,9 +88,37 @@ impl Capturing {
         }
     }
 
-    /// Starts a process of the user.
-    pub fn spawn(&self, command: Command) -> io::Result<Child> {
-        self.launcher.spawn(command)
+    /// Starts a process of the user; its number.
+    pub fn spawn(&self, command: Command, argv: &[String]) -> io::Result<i32> {
+        let path = command.get_program().to_string_lossy().into_owned();
+        self.launcher.spawn(command, (path, argv.to_vec()))
+    }
+
+    /// A child that has ended.
+    pub fn reap(&self) -> Reaped {
+        match &self.reaping {
+            Reaping::Here(children) => {
+                while children.next().is_some() {}
+                let reaped = crate::sys::reap();
+                if let Reaped::One(ended) = &reaped {
+                    self.note_exit(ended);
+                }
+                reaped
+            }
+            Reaping::Told(ends) => ends.next(),
+        }
+    }
+
+    /// What to wait for: children's ends, and actions that the recorder has room for.
+    pub fn awaited(&self) -> Vec<Awaited<'_>> {
+        let mut awaited = vec![Awaited::read(match &self.reaping {
+            Reaping::Here(children) => children.as_fd(),
+            Reaping::Told(ends) => ends.bell().as_fd(),
+        })];
+        if self.unanswered < MESSAGES_MAX {
+            awaited.push(Awaited::read(self.queue.as_fd()));
+        }
+        awaited
     }
 
     /// Writes down what the supervisor itself did or saw.
@@ -95,7 +127,7 @@ impl Capturing {
     }
 
     /// Writes down that a process has ended, if it executed anything.
-    pub fn note_exit(&self, ended: &crate::sys::Ended) {
+    fn note_exit(&self, ended: &crate::sys::Ended) {
         let pid = u32::try_from(ended.pid).unwrap_or_default();
         if self.queue.has_executed(pid) {
             self.queue.push(Action::Exit {
@@ -148,11 +180,6 @@ impl Capturing {
         self.queue.figures()
     }
 
-    /// Whether there is something to send, and the recorder has room for it.
-    pub fn awaits_room(&self) -> bool {
-        self.unanswered >= MESSAGES_MAX
-    }
-
     /// Why the capture has broken down, if so: then nobody answers system calls any more.
     pub fn failure(&self) -> Option<String> {
         self.queue.failure()
@@ -164,8 +191,15 @@ impl Capturing {
     }
 }
 
-impl AsFd for Capturing {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.queue.as_fd()
-    }
+/// The kernel asks a thread of ours about each call.
+fn by_notification(queue: &Arc<Queue>) -> io::Result<Launcher> {
+    let (launcher, listener, launching) = Launcher::begin(|| {
+        let listener = sys::install(&filter::program(Some(filter::NOTIFY)), true)?;
+        listener.ok_or_else(|| io::ErrorKind::Unsupported.into())
+    })?;
+    let served = queue.clone();
+    std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(move || notify::serve(&listener, &served, &launching))?;
+    Ok(launcher)
 }
