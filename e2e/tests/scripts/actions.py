@@ -31,4 +31,6 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
     except OSError:
         pass
 os.unlink("moved")
+with open("kept", "w") as kept:
+    kept.write("abc")
 print(os.getpid())
