@@ -5,6 +5,7 @@ mod calls;
 mod filter;
 mod launch;
 mod notify;
+mod ptrace;
 mod queue;
 mod read;
 mod see;

@@ -16,10 +16,11 @@ use std::time::Duration;
 use agentsandbox_api::action::{Action, Basis};
 
 use super::launch::{Launcher, Order};
+use super::ptrace::{self, Stop, Waited};
 use super::queue::Queue;
 use super::read::{self, Image, OfThread};
 use super::see::{self, Sight};
-use super::sys::{self, Bell, Stop, Waited};
+use super::sys::{self, Bell};
 use super::{STACK_BYTES, filter};
 use crate::sys::{Ended, Reaped, Signals, never_wait, wait_readable};
 
@@ -125,7 +126,7 @@ pub fn begin(queue: &Arc<Queue>, children: Signals) -> io::Result<(Launcher, Arc
     std::thread::Builder::new()
         .stack_size(STACK_BYTES)
         .spawn(move || {
-            let works = sys::try_tracing(&filter::program(Some(filter::TRACE)));
+            let works = ptrace::try_tracing(&filter::program(Some(filter::TRACE)));
             let goes_on = works.is_ok();
             if ready.send(works).is_ok() && goes_on {
                 tracer.serve();
@@ -164,7 +165,7 @@ impl Tracer {
     /// Everything that has happened to children until now.
     fn take_all(&mut self) {
         loop {
-            match sys::wait_any() {
+            match ptrace::wait_any() {
                 Waited::Stopped(pid, stop) => self.stopped(pid, stop),
                 Waited::Ended(ended) => self.ended(ended),
                 Waited::Nothing => return,
@@ -178,13 +179,13 @@ impl Tracer {
             Stop::Call => self.look(pid),
             Stop::Executed => {
                 self.observe(pid);
-                sys::go_on(pid, 0);
+                ptrace::go_on(pid, 0);
             }
             // A child of it comes with a stop of its own.
-            Stop::Born | Stop::Group => sys::go_on(pid, 0),
+            Stop::Born | Stop::Group => ptrace::go_on(pid, 0),
             // So that comes first, and is no signal that anybody sent.
-            Stop::Signal(libc::SIGSTOP) if self.known.insert(pid) => sys::go_on(pid, 0),
-            Stop::Signal(signal) => sys::go_on(pid, signal),
+            Stop::Signal(libc::SIGSTOP) if self.known.insert(pid) => ptrace::go_on(pid, 0),
+            Stop::Signal(signal) => ptrace::go_on(pid, signal),
         }
     }
 
@@ -204,7 +205,7 @@ impl Tracer {
 
     fn look(&mut self, pid: i32) {
         // Killed meanwhile, if not: its end comes next.
-        let Ok(registers) = sys::registers(pid) else {
+        let Ok(registers) = ptrace::registers(pid) else {
             return;
         };
         let thread = u32::try_from(pid).unwrap_or_default();
@@ -226,7 +227,7 @@ impl Tracer {
                     pid: call.process,
                     call: refused,
                 });
-                if sys::refuse(pid, libc::EPERM).is_err() {
+                if ptrace::refuse(pid, libc::EPERM).is_err() {
                     // A call that can't be refused must not be made.
                     crate::sys::signal(pid, libc::SIGKILL);
                 }
@@ -237,7 +238,7 @@ impl Tracer {
         if !is_ours && self.queue.is_full() {
             self.held.push(pid);
         } else {
-            sys::go_on(pid, 0);
+            ptrace::go_on(pid, 0);
         }
     }
 
@@ -289,7 +290,7 @@ impl Tracer {
     fn let_go(&mut self) {
         if !self.held.is_empty() && !self.queue.is_full() {
             for pid in self.held.drain(..) {
-                sys::go_on(pid, 0);
+                ptrace::go_on(pid, 0);
             }
         }
     }
@@ -336,15 +337,15 @@ impl Tracer {
 fn born(command: &mut Command) -> io::Result<(i32, File)> {
     let filter = filter::program(Some(filter::TRACE));
     crate::sys::before_exec(command, move || {
-        sys::let_trace()?;
+        ptrace::let_trace()?;
         sys::install(&filter, false).map(|_| ())
     });
     let (errors, writer) = io::pipe()?;
     never_wait(errors.as_fd())?;
     let mut errors = File::from(OwnedFd::from(errors));
-    let pid = sys::fork_and_execute(command, &writer)?;
+    let pid = ptrace::fork_and_execute(command, &writer)?;
     drop(writer);
-    match sys::begin_tracing(pid) {
+    match ptrace::begin_tracing(pid) {
         Ok(()) => Ok((pid, errors)),
         // It may have failed before it could be traced.
         Err(error) => Err(failure(&mut errors).ok().flatten().unwrap_or(error)),
