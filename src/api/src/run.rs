@@ -89,6 +89,14 @@ pub struct RequiredCapture {
     pub network: bool,
 }
 
+impl RequiredCapture {
+    /// Whether anything must be captured.
+    #[must_use]
+    pub fn is_any(self) -> bool {
+        self.commands || self.files || self.network
+    }
+}
+
 /// A run that takes steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -7,29 +7,25 @@ mod child;
 mod disk;
 mod evidence;
 mod files;
+mod limits;
+mod outcome;
 mod steps;
 mod tree;
 mod trust;
 mod usage;
 mod watch;
 
-use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use agentsandbox_api::action::Action;
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::run::{
-    CommandSpec, EXIT_NO_GO, Ended, FromRecorder, FromSupervisor, OUTPUT_MAX_BYTES, Report,
-    STDERR_TAIL_MAX_BYTES,
-};
+use agentsandbox_api::run::{CommandSpec, EXIT_NO_GO, Ended, FromRecorder, FromSupervisor, Report};
 use agentsandbox_api::step::StepOrder;
 
 use crate::protocol::{Channel, FROM_RECORDER_MAX, Received};
 use crate::sys::{self, Awaited, Reaped, Signals};
-use crate::text;
 use capture::Capturing;
 use changes::Before;
 use child::{Child, NotStarted};
@@ -42,17 +38,13 @@ use watch::{Foreign, Warnings};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the recorder may take to decide: it bounds its own probe far below this.
 const GO_TIMEOUT: Duration = Duration::from_mins(10);
-/// From the polite signal to the last one.
-const GRACE: Duration = Duration::from_secs(2);
 /// How often the run's use is looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// A kernel that does not bound memory inside (gVisor) is helped from this share of the limit on, in percent.
-const MEMORY_GUARD_PERCENT: u64 = 95;
-
+/// Why a run whose capture is demanded may not go on.
+const HIDDEN: &str =
+    "a process made itself unreadable, so what it does can't be captured as the policy demands";
 /// So many messages of the recorder are heard before everything else gets its turn.
 const MESSAGES_AT_ONCE: usize = 32;
-/// Exit code of a session that something ended before it was idle: that of SIGTERM, as in a shell.
-const EXIT_ENDED: i32 = 128 + libc::SIGTERM;
 
 /// Runs one command, or the steps of a session; returns the exit code that the container shall have.
 pub fn run() -> i32 {
@@ -237,6 +229,9 @@ impl Run {
             .finish((!self.recorder_gone).then_some(&mut self.channel), changes);
         let mut ended = self.account(child, wall);
         (ended.unreadable, ended.lost) = (figures.unreadable, figures.lost);
+        if ended.unreadable > 0 && self.spec.audit.is_any() {
+            (ended.reason, ended.message) = (Some(Reason::AuditUnavailable), HIDDEN.to_owned());
+        }
         if !self.recorder_gone {
             let _ = self.channel.send(&FromSupervisor::Ended(Box::new(ended.clone())));
         }
@@ -343,7 +338,7 @@ impl Run {
         let (processes, _) = self.meter.sample();
         let report = Report {
             usage: self.meter.usage(self.begun.elapsed()),
-            memory_bytes: Meter::memory_now(),
+            memory_bytes: usage::memory(),
             processes: Some(processes),
             disk_bytes: self.disk.used(),
         };
@@ -360,203 +355,6 @@ impl Run {
             kill_at: Instant::now(),
             killed: false,
         });
-    }
-
-    fn enforce(&mut self, child: Option<&Child>) {
-        let now = Instant::now();
-        if let Some(ending) = &mut self.ending {
-            if now >= ending.kill_at {
-                sys::kill_everything();
-                if !ending.killed {
-                    self.capturing.note(Action::Signal {
-                        signal: libc::SIGKILL,
-                        reason: ending.reason,
-                    });
-                }
-                ending.killed = true;
-                // Whatever is born meanwhile dies in the next round.
-                ending.kill_at = now + TICK;
-            }
-            return;
-        }
-        let runtime = u64::from(self.spec.runtime_seconds);
-        if self.begun.elapsed() >= Duration::from_secs(runtime) {
-            return self.end(
-                child,
-                Reason::DeadlineExceeded,
-                format!(
-                    "the {} ran for {runtime} s, its limit",
-                    if self.spec.session { "session" } else { "command" }
-                ),
-            );
-        }
-        let required = self.spec.audit;
-        let unreadable = self.capturing.figures().unreadable;
-        if unreadable > 0 && (required.commands || required.files || required.network) {
-            let message =
-                "a process made itself unreadable, so what it does can't be captured as the policy demands";
-            return self.end_now(Reason::AuditUnavailable, message.to_owned());
-        }
-        let (processes, memory) = self.meter.sample();
-        self.warn(processes, memory);
-        if processes > u64::from(self.spec.processes) {
-            let message = format!(
-                "{processes} processes and threads, at most {} are allowed",
-                self.spec.processes
-            );
-            return self.end_now(Reason::ProcessLimitExceeded, message);
-        }
-        let guarded = self.spec.memory_bytes / 100 * MEMORY_GUARD_PERCENT;
-        if let Some(memory) = memory.filter(|memory| *memory > guarded) {
-            let message = format!(
-                "{memory} bytes of memory in use, the limit is {}",
-                self.spec.memory_bytes
-            );
-            return self.end_now(Reason::OomKilled, message);
-        }
-        if let Some(over) = self.disk.check() {
-            self.end_now(Reason::DiskLimitExceeded, over);
-        }
-    }
-
-    /// Says once of each resource that it is nearly used up, and of each process that it is not ours.
-    fn warn(&mut self, processes: u64, memory: Option<u64>) {
-        let disk = self.disk.used();
-        let memory = memory.or_else(usage::memory);
-        let spec = &self.spec;
-        let used = [
-            ("memory", memory.unwrap_or_default(), spec.memory_bytes),
-            ("processes", processes, spec.processes.into()),
-            (
-                "disk",
-                disk.unwrap_or_default(),
-                spec.workspace_bytes.saturating_add(spec.tmp_bytes),
-            ),
-            (
-                "time",
-                self.begun.elapsed().as_secs(),
-                spec.runtime_seconds.into(),
-            ),
-        ];
-        for (resource, used, limit) in used {
-            if let Some(warning) = self.warnings.check(resource, used, limit) {
-                self.capturing.note(warning);
-            }
-        }
-        for action in self.foreign.look() {
-            self.capturing.note(action);
-        }
-    }
-
-    /// Ends the run politely: the command may still write down what it knows.
-    fn end(&mut self, child: Option<&Child>, reason: Reason, message: String) {
-        if self.ending.is_none() {
-            match child {
-                Some(child) => sys::signal_group(child.pid, libc::SIGTERM),
-                None => sys::ask_everything_to_end(),
-            }
-            self.capturing.note(Action::Signal {
-                signal: libc::SIGTERM,
-                reason,
-            });
-            self.ending = Some(Ending {
-                reason,
-                message,
-                kill_at: Instant::now() + GRACE,
-                killed: false,
-            });
-        }
-    }
-
-    /// Ends the run without grace: it is using up what others need.
-    fn end_now(&mut self, reason: Reason, message: String) {
-        if self.ending.is_some() {
-            return;
-        }
-        sys::kill_everything();
-        self.capturing.note(Action::Signal {
-            signal: libc::SIGKILL,
-            reason,
-        });
-        self.ending = Some(Ending {
-            reason,
-            message,
-            kill_at: Instant::now() + TICK,
-            killed: true,
-        });
-    }
-
-    /// A session has no command whose exit could be told; only one that was idle has ended by itself.
-    fn account_for_session(&mut self, wall: Duration) -> Ended {
-        let (reason, message) = self
-            .ending
-            .take()
-            .map_or((Reason::SandboxLost, String::new()), |ending| {
-                (ending.reason, ending.message)
-            });
-        Ended {
-            reason: Some(reason),
-            exit_code: if reason.is_success() { 0 } else { EXIT_ENDED },
-            message,
-            output: self.spec.capture.then(output).flatten(),
-            usage: self.meter.usage(wall),
-            ..Ended::default()
-        }
-    }
-
-    fn account(&mut self, child: Option<&Child>, wall: Duration) -> Ended {
-        let Some(child) = child else {
-            return self.account_for_session(wall);
-        };
-        let stderr = child.stderr_tail();
-        let (code, signal) = self
-            .main_end
-            .map_or((None, Some(libc::SIGKILL)), |end| (end.code, end.signal));
-        let exit_code = code.unwrap_or_else(|| 128 + signal.unwrap_or(libc::SIGKILL));
-        let oom = self.meter.was_oom_killed();
-        let (reason, message) = match self.ending.take() {
-            Some(ending) => (ending.reason, ending.message),
-            None if oom && (signal == Some(libc::SIGKILL) || exit_code == 137) => (
-                Reason::OomKilled,
-                "the kernel ended the command at its memory limit".to_owned(),
-            ),
-            None if signal == Some(libc::SIGXFSZ) => (
-                Reason::DiskLimitExceeded,
-                "the command tried to write a file larger than its workspace".to_owned(),
-            ),
-            None => match (exit_code, signal) {
-                (0, _) => (Reason::Completed, String::new()),
-                (_, Some(signal)) => (
-                    Reason::Signaled,
-                    format!("the command was ended by signal {signal}"),
-                ),
-                (code, None) if oom => (
-                    Reason::NonZeroExit,
-                    format!(
-                        "the command ended with exit code {code}, after the kernel ended a process of it at the memory limit"
-                    ),
-                ),
-                (code, None) => (
-                    Reason::NonZeroExit,
-                    format!("the command ended with exit code {code}"),
-                ),
-            },
-        };
-        Ended {
-            reason: Some(reason),
-            exit_code,
-            signal,
-            message,
-            stderr_tail: if self.spec.capture && exit_code != 0 {
-                text::tail(&text::sanitised(&stderr), STDERR_TAIL_MAX_BYTES)
-            } else {
-                String::new()
-            },
-            output: self.spec.capture.then(output).flatten(),
-            usage: self.meter.usage(wall),
-            unreadable: 0,
-            lost: 0,
-        }
     }
 }
 
@@ -576,17 +374,4 @@ fn end_everything(capturing: &Capturing) {
             return;
         }
     }
-}
-
-/// What the command left as its output.
-fn output() -> Option<String> {
-    let file = sys::open_untrusted(names::PATH_OUTPUT).ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    file.take(4 * OUTPUT_MAX_BYTES as u64)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(text::head(&text::sanitised(&bytes), OUTPUT_MAX_BYTES))
 }

@@ -56,11 +56,6 @@ impl Meter {
         (processes, unbounded)
     }
 
-    /// Memory in use now, in bytes.
-    pub fn memory_now() -> Option<u64> {
-        number("memory.current").or_else(|| number("memory/memory.usage_in_bytes"))
-    }
-
     /// Whether the kernel killed for memory since the start.
     pub fn was_oom_killed(&self) -> bool {
         Self::oom_kills() > self.oom_kills_before
