@@ -23,14 +23,17 @@ pub struct Bounds {
     pub bytes: u64,
     /// Most entries.
     pub entries: u64,
+    /// Longest time in seconds, after which the sandbox ends the transfer.
+    pub seconds: u32,
 }
 
 impl Default for Bounds {
-    /// 1 GiB in 100,000 entries.
+    /// 1 GiB in 100,000 entries, within 10 minutes.
     fn default() -> Self {
         Self {
             bytes: 1 << 30,
             entries: 100_000,
+            seconds: 600,
         }
     }
 }

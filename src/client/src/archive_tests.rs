@@ -219,7 +219,15 @@ fn bytes_and_entries_are_bounded() {
         .bytes();
     for (bytes, entries, fits) in [(9, 3, true), (8, 3, false), (9, 2, false), (0, 3, false)] {
         let place = Place::new();
-        let done = unpack(&archive[..], &place.target(), Bounds { bytes, entries });
+        let done = unpack(
+            &archive[..],
+            &place.target(),
+            Bounds {
+                bytes,
+                entries,
+                ..Bounds::default()
+            },
+        );
         assert_eq!(done.is_ok(), fits, "{bytes} {entries}: {done:?}");
     }
     // A header that claims more than there is.
@@ -254,6 +262,7 @@ fn what_is_packed_unpacks_and_links_stay_behind() {
     let few = Bounds {
         bytes: 8,
         entries: 10,
+        ..Bounds::default()
     };
     assert!(matches!(
         pack(&place.target(), "n", io::sink(), few),

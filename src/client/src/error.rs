@@ -63,6 +63,14 @@ pub enum Error {
         /// For people.
         message: String,
     },
+    /// A step did not end within its own time limit and a grace, or its end was not reported.
+    #[error("the step's end was not reported within {}s", .0.as_secs())]
+    StepTimeout(Duration),
+    /// The API server is older than Kubernetes 1.30, and can't end a command's standard input.
+    #[error(
+        "the API server speaks an exec protocol that can't end standard input: it is older than Kubernetes 1.30"
+    )]
+    OldApiServer,
     /// The exec connection broke before the exit code came.
     #[error("the connection to the sandbox ended before the exit code came{}{}", if .0.is_empty() { "" } else { ": " }, .0)]
     Disconnected(String),

@@ -35,6 +35,7 @@
 pub mod archive;
 mod builder;
 mod error;
+mod exec;
 mod files;
 mod log;
 mod output;
@@ -47,7 +48,7 @@ pub use builder::SandboxBuilder;
 pub use error::Error;
 pub use log::Record;
 pub use sandbox::{Sandbox, Sandboxes, verdict};
-pub use step::{EXIT_REFUSED, RunningStep, Step, StepOutput};
+pub use step::{EXIT_REFUSED, EXIT_TIMEOUT, RunningStep, Step, StepOutput};
 pub use wait::{Progress, Until};
 
 /// The result of everything here.

@@ -1,12 +1,22 @@
 //! The action log: one record a line, from the recorder's own output.
 
+use std::pin::Pin;
+use std::time::Duration;
+
 use agentsandbox_api::action::Action;
 use agentsandbox_api::names::CONTAINER_RECORDER;
-use futures::{AsyncBufReadExt, Stream, TryStreamExt};
+use futures::{Stream, StreamExt, stream};
 use kube::api::LogParams;
 use serde::Deserialize;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use crate::{Error, Result, Sandbox};
+use crate::{Error, Result, Sandbox, Until};
+
+/// Longest line that is taken, in bytes. A record holds at most 8 KiB.
+const LINE_MAX: usize = 64 << 10;
+/// Pause before a log that is not there yet, or broke, is asked for again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// One record of the action log.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,13 +58,25 @@ impl Record {
 }
 
 impl Sandbox {
-    /// The lines of the recorder's output: the records of the action log, and whatever else it says. `tail` limits
-    /// them to the last so many.
-    pub async fn log_lines(
-        &self,
-        follow: bool,
-        tail: Option<i64>,
-    ) -> Result<impl Stream<Item = Result<String>> + use<>> {
+    /// The records of the action log, in their order: those that there are, or only the last `tail` of them. With
+    /// `follow`, waits for the start and goes on to the end of the run; a connection that breaks is made again, and no
+    /// record comes twice. To check that none is missing or changed, hash the lines and compare with the status.
+    pub fn log(&self, follow: bool, tail: Option<i64>) -> impl Stream<Item = Result<Record>> + use<> {
+        let cursor = Cursor {
+            sandbox: self.clone(),
+            follow,
+            tail,
+            lines: None,
+            ended: !follow,
+            next: 0,
+        };
+        stream::try_unfold(cursor, async |mut cursor| {
+            let record = cursor.record().await?;
+            Ok(record.map(|record| (record, cursor)))
+        })
+    }
+
+    async fn log_lines(&self, follow: bool, tail: Option<i64>) -> Result<Lines> {
         let pod = self.pod_name().await?;
         let parameters = LogParams {
             container: Some(CONTAINER_RECORDER.to_owned()),
@@ -63,19 +85,66 @@ impl Sandbox {
             ..LogParams::default()
         };
         let log = self.pods().log_stream(&pod, &parameters).await?;
-        Ok(log
-            .lines()
-            .map_err(|error| Error::Disconnected(error.to_string())))
+        let codec = LinesCodec::new_with_max_length(LINE_MAX);
+        Ok(Box::pin(FramedRead::new(log.compat(), codec)))
+    }
+}
+
+type Lines = Pin<Box<dyn Stream<Item = Result<String, LinesCodecError>> + Send>>;
+
+/// How far a log was read.
+struct Cursor {
+    sandbox: Sandbox,
+    follow: bool,
+    tail: Option<i64>,
+    lines: Option<Lines>,
+    /// Whether the run had ended before the lines were asked for: when they end, nothing more comes.
+    ended: bool,
+    /// Number of the next record.
+    next: u64,
+}
+
+impl Cursor {
+    async fn record(&mut self) -> Result<Option<Record>> {
+        loop {
+            let Some(lines) = &mut self.lines else {
+                self.open().await?;
+                continue;
+            };
+            match lines.next().await {
+                Some(Ok(line)) => {
+                    // After a broken connection the log is read from its beginning.
+                    let record = Record::parse(&line).filter(|record| record.sequence >= self.next);
+                    if let Some(record) = record {
+                        self.next = record.sequence + 1;
+                        self.ended |= matches!(record.action, Some(Action::End { .. }));
+                        return Ok(Some(record));
+                    }
+                }
+                None if self.ended => return Ok(None),
+                Some(Err(error)) if self.ended => return Err(Error::Recorder(error.to_string())),
+                Some(Err(_)) | None => {
+                    self.lines = None;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
     }
 
-    /// The records of the action log. To check that none is missing or changed, use the lines and the head in status.
-    pub async fn log(
-        &self,
-        follow: bool,
-        tail: Option<i64>,
-    ) -> Result<impl Stream<Item = Result<Record>> + use<>> {
-        let lines = self.log_lines(follow, tail).await?;
-        Ok(lines.try_filter_map(async |line| Ok(Record::parse(&line))))
+    async fn open(&mut self) -> Result<()> {
+        if self.follow {
+            let seen = self.sandbox.wait(Until::Started, None, |_| {}).await?;
+            self.ended = crate::verdict(&seen).is_some();
+        }
+        match self.sandbox.log_lines(self.follow, self.tail.take()).await {
+            Ok(lines) => self.lines = Some(lines),
+            // The container is not there yet.
+            Err(Error::Kube(kube::Error::Api(status))) if status.code == 400 && !self.ended => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 }
 

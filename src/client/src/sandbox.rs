@@ -111,7 +111,7 @@ async fn list(api: &Api<AgentSandbox>, selector: &str) -> Result<Vec<AgentSandbo
 /// One sandbox.
 #[derive(Clone)]
 pub struct Sandbox {
-    client: Client,
+    pub(crate) client: Client,
     namespace: String,
     name: String,
     uid: Option<String>,
@@ -257,6 +257,8 @@ impl Sandbox {
                 name: self.name.clone(),
                 namespace: self.namespace.clone(),
             },
+            // The UID is another's.
+            kube::Error::Api(status) if status.is_conflict() && self.uid.is_some() => self.deleted(),
             other => other.into(),
         }
     }

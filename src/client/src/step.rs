@@ -1,30 +1,35 @@
 //! Steps: commands in a session, recorded and counted; and the live state of any run.
 
-use std::pin::Pin;
+use std::time::Duration;
 
 use agentsandbox_api::names::{CONTAINER_RECORDER, PATH_SUPERVISOR_IN_IMAGE};
 use agentsandbox_api::run::LiveState;
-pub use agentsandbox_api::step::EXIT_REFUSED;
-use futures::future::BoxFuture;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::api::{AttachParams, AttachedProcess};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+pub use agentsandbox_api::step::{EXIT_REFUSED, EXIT_TIMEOUT};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Resource;
+use kube::api::AttachParams;
+use kube::core::Request;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use crate::exec::{self, End, Input};
 use crate::{Error, Result, Sandbox};
 
 /// How a refusal begins, on standard error.
 const REFUSED: &str = "sandbox-supervisor: step refused: ";
 /// Most bytes of a status.
 const STATUS_MAX: usize = 256 << 10;
-/// Buffer of each stream, in bytes.
-const STREAM_BUFFER: usize = 64 << 10;
+/// How long after a step's own time limit its end must be reported.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// A command to run in a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     options: Vec<String>,
     argv: Vec<String>,
+    timeout: Option<Duration>,
     stdin: bool,
+    input: Vec<u8>,
+    detached: bool,
 }
 
 impl Step {
@@ -34,39 +39,54 @@ impl Step {
         Self {
             options: Vec::new(),
             argv: argv.into_iter().map(Into::into).collect(),
+            timeout: None,
             stdin: false,
+            input: Vec::new(),
+            detached: false,
         }
     }
 
-    /// The step ends with exit code 124 after so many seconds.
+    /// The step, and all it started, ends with exit code [`EXIT_TIMEOUT`] after so many seconds. That its end is
+    /// reported is waited for 30 s longer; without a limit, as long as the session lasts.
     #[must_use]
-    pub fn timeout_seconds(self, seconds: u32) -> Self {
+    pub fn timeout_seconds(mut self, seconds: u32) -> Self {
+        self.timeout = Some(Duration::from_secs(seconds.into()));
         self.option(["--timeout".to_owned(), seconds.to_string()])
     }
 
-    /// An environment entry.
+    /// An environment entry. Reserved names are refused.
     #[must_use]
     pub fn env(self, name: &str, value: &str) -> Self {
         self.option(["--env".to_owned(), format!("{name}={value}")])
     }
 
-    /// Working directory.
+    /// Working directory; made if it is missing in a writable folder.
     #[must_use]
     pub fn working_dir(self, path: impl Into<String>) -> Self {
         self.option(["--workdir".to_owned(), path.into()])
     }
 
-    /// The step reads what is written to [`RunningStep::stdin`].
+    /// The step reads what is written to [`RunningStep::stdin`]. Give a command only what it reads, or a time limit:
+    /// where it ends before it has read all, container runtimes may report its end late.
     #[must_use]
     pub fn stdin(mut self) -> Self {
         self.stdin = true;
-        self.option(["--stdin".to_owned()])
+        self
+    }
+
+    /// The step reads this, see [`stdin`](Self::stdin). For [`Sandbox::step`].
+    #[must_use]
+    pub fn input(self, bytes: impl Into<Vec<u8>>) -> Self {
+        let mut step = self.stdin();
+        step.input = bytes.into();
+        step
     }
 
     /// Leave it running: the step's number is printed, and the exit code says only whether it was started.
     #[must_use]
-    pub fn detach(self) -> Self {
-        self.option(["--detach".to_owned()])
+    pub fn detach(mut self) -> Self {
+        self.detached = true;
+        self
     }
 
     fn option<const N: usize>(mut self, words: [String; N]) -> Self {
@@ -74,61 +94,49 @@ impl Step {
         self
     }
 
+    fn input_kind(&self) -> Input {
+        match (self.stdin, self.detached) {
+            (true, _) => Input::Passed,
+            (false, true) => Input::None,
+            (false, false) => Input::Held,
+        }
+    }
+
     fn words(&self) -> Vec<String> {
-        let mut words = vec![PATH_SUPERVISOR_IN_IMAGE.to_owned(), "step".to_owned()];
-        words.extend(self.options.clone());
-        words.push("--".to_owned());
-        words.extend(self.argv.clone());
-        words
+        // A caller that leaves closes standard input; without `--attended` nothing tells the recorder.
+        let kind = match self.input_kind() {
+            Input::Passed => Some("--stdin"),
+            Input::Held => Some("--attended"),
+            Input::None => None,
+        };
+        let detach = self.detached.then_some("--detach");
+        let own = ["step"].into_iter().chain(kind).chain(detach).map(str::to_owned);
+        own.chain(self.options.iter().cloned())
+            .chain(["--".to_owned()])
+            .chain(self.argv.iter().cloned())
+            .collect()
     }
 }
 
-/// A stream from a step.
-pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
-/// A stream to a step.
-pub type Writer = Pin<Box<dyn AsyncWrite + Send>>;
-
-/// A step that runs. Dropped, its connection breaks, which ends the step unless it is detached.
+/// A step that runs. Dropped, its connection is closed, which ends the step unless it reads standard input (then only
+/// that ends) or is detached.
 pub struct RunningStep {
-    /// Its standard input, if it was asked for; end it by `shutdown`.
-    pub stdin: Option<Writer>,
-    /// Its standard output. It must be read, or the step stands still.
-    pub stdout: Option<Reader>,
-    /// Its standard error. It must be read, or the step stands still.
-    pub stderr: Option<Reader>,
-    status: BoxFuture<'static, Option<Status>>,
-    // Holds the connection.
-    process: AttachedProcess,
+    /// Its standard input, if it was asked for; end it by `shutdown`, or by dropping it.
+    pub stdin: Option<DuplexStream>,
+    /// Its standard output. It must be read or dropped, or the step stands still.
+    pub stdout: Option<DuplexStream>,
+    /// Its standard error. It must be read or dropped, or the step stands still.
+    pub stderr: Option<DuplexStream>,
+    end: End,
 }
 
 impl RunningStep {
-    /// Its exit code, once it has ended. 124 if it ran out of time, [`EXIT_REFUSED`] if it was refused.
+    /// Its exit code, once it has ended: the command's own, 128 + signal if a signal ended it, [`EXIT_TIMEOUT`] if it
+    /// ran out of time, [`EXIT_REFUSED`] if it was refused. Streams that were not taken are dropped.
     pub async fn wait(self) -> Result<i32> {
-        let Some(status) = self.status.await else {
-            let why = self.process.join().await.err();
-            return Err(Error::Disconnected(
-                why.map(|error| error.to_string()).unwrap_or_default(),
-            ));
-        };
-        exit_code(&status)
+        drop((self.stdin, self.stdout, self.stderr));
+        self.end.exit_code().await
     }
-}
-
-/// The exit code that the kubelet reports.
-fn exit_code(status: &Status) -> Result<i32> {
-    if status.status.as_deref() == Some("Success") {
-        return Ok(0);
-    }
-    let causes = status
-        .details
-        .as_ref()
-        .and_then(|details| details.causes.as_deref());
-    causes
-        .unwrap_or_default()
-        .iter()
-        .find(|cause| cause.reason.as_deref() == Some("ExitCode"))
-        .and_then(|cause| cause.message.as_deref()?.parse().ok())
-        .ok_or_else(|| Error::Disconnected(status.message.clone().unwrap_or_default()))
 }
 
 /// What a step came to.
@@ -136,18 +144,19 @@ fn exit_code(status: &Status) -> Result<i32> {
 pub struct StepOutput {
     /// Its exit code.
     pub exit_code: i32,
-    /// What it printed.
+    /// What it printed: text of the sandbox, not to be trusted.
     pub stdout: Vec<u8>,
-    /// What it printed as errors.
+    /// What it printed as errors: text of the sandbox, not to be trusted.
     pub stderr: Vec<u8>,
 }
 
 impl StepOutput {
-    /// The refusal that it is, if it is one. A command could imitate one.
+    /// The refusal that it is, if it is one: the last line of standard error says so. A command could imitate one.
     pub(crate) fn refused(self) -> Result<Self> {
-        if self.exit_code == EXIT_REFUSED && self.stdout.is_empty() {
+        if self.exit_code == EXIT_REFUSED {
             let text = String::from_utf8_lossy(&self.stderr);
-            if let Some(refusal) = text.trim_end().strip_prefix(REFUSED) {
+            let last = text.trim_end().lines().next_back().unwrap_or_default();
+            if let Some(refusal) = last.strip_prefix(REFUSED) {
                 let (reason, message) = refusal.split_once(": ").unwrap_or((refusal, ""));
                 return Err(Error::StepRefused {
                     reason: reason.to_owned(),
@@ -160,20 +169,23 @@ impl StepOutput {
 }
 
 impl Sandbox {
-    /// Starts a step.
+    /// Starts a step. A step is never tried again by itself.
     pub async fn start_step(&self, step: &Step) -> Result<RunningStep> {
-        self.exec(step.words(), step.stdin).await
+        self.exec(step.words(), step.input_kind(), step.timeout).await
     }
 
     /// Takes a step to its end and keeps what it prints, at most `limit` bytes of each stream.
     pub async fn step(&self, step: &Step, limit: usize) -> Result<StepOutput> {
-        self.exec_output(step.words(), limit).await?.refused()
+        let running = self.start_step(step).await?;
+        output(running, &step.input, limit).await?.refused()
     }
 
-    /// The run as it stands now. Works for runs with a command as well.
+    /// The run as it stands now. Works for runs with a command as well, and is no step.
     pub async fn live(&self) -> Result<LiveState> {
-        let words = vec![PATH_SUPERVISOR_IN_IMAGE.to_owned(), "status".to_owned()];
-        let output = self.exec_output(words, STATUS_MAX).await?;
+        let running = self
+            .exec(vec!["status".to_owned()], Input::None, Some(Duration::ZERO))
+            .await?;
+        let output = output(running, &[], STATUS_MAX).await?;
         if output.exit_code != 0 {
             return Err(Error::Recorder(
                 String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -182,44 +194,60 @@ impl Sandbox {
         serde_json::from_slice(&output.stdout).map_err(|error| Error::Recorder(error.to_string()))
     }
 
-    pub(crate) async fn exec(&self, words: Vec<String>, stdin: bool) -> Result<RunningStep> {
+    /// Runs the supervisor in the recorder container. Its end must be reported within `most` and a grace.
+    pub(crate) async fn exec(
+        &self,
+        words: Vec<String>,
+        input: Input,
+        most: Option<Duration>,
+    ) -> Result<RunningStep> {
         let pod = self.pod_name().await?;
         let parameters = AttachParams::default()
             .container(CONTAINER_RECORDER)
-            .stdin(stdin)
+            .stdin(input != Input::None)
             .stdout(true)
             .stderr(true)
-            .tty(false)
-            .max_stdin_buf_size(STREAM_BUFFER)
-            .max_stdout_buf_size(STREAM_BUFFER)
-            .max_stderr_buf_size(STREAM_BUFFER);
-        let mut process = self.pods().exec(&pod, words, &parameters).await?;
-        let status = process
-            .take_status()
-            .ok_or_else(|| Error::Disconnected(String::new()))?;
+            .tty(false);
+        let command = [PATH_SUPERVISOR_IN_IMAGE.to_owned()].into_iter().chain(words);
+        let request = Request::new(Pod::url_path(&(), Some(self.namespace())))
+            .exec(&pod, command, &parameters)
+            .map_err(kube::Error::BuildRequest)?;
+        let connection = self.client.connect(request).await?;
+        if input == Input::Passed && !connection.supports_stream_close() {
+            return Err(Error::OldApiServer);
+        }
+        let started = exec::start(connection.into_stream(), input, most.map(|most| most + GRACE));
         Ok(RunningStep {
-            stdin: process.stdin().map(|stream| Box::pin(stream) as Writer),
-            stdout: process.stdout().map(|stream| Box::pin(stream) as Reader),
-            stderr: process.stderr().map(|stream| Box::pin(stream) as Reader),
-            status: Box::pin(status),
-            process,
-        })
-    }
-
-    pub(crate) async fn exec_output(&self, words: Vec<String>, limit: usize) -> Result<StepOutput> {
-        let mut running = self.exec(words, false).await?;
-        let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
-        let (stdout, stderr) = tokio::try_join!(collect(stdout, limit), collect(stderr, limit))?;
-        Ok(StepOutput {
-            exit_code: running.wait().await?,
-            stdout,
-            stderr,
+            stdin: started.stdin,
+            stdout: Some(started.stdout),
+            stderr: Some(started.stderr),
+            end: started.end,
         })
     }
 }
 
+/// Takes what runs to its end.
+async fn output(mut running: RunningStep, input: &[u8], limit: usize) -> Result<StepOutput> {
+    let (stdin, stdout, stderr) = (running.stdin.take(), running.stdout.take(), running.stderr.take());
+    let give = async {
+        if let Some(mut stdin) = stdin {
+            // A command may end without reading all.
+            let _ = stdin.write_all(input).await;
+            let _ = stdin.shutdown().await;
+        }
+        Ok(())
+    };
+    let ((), stdout, stderr) = tokio::try_join!(give, collect(stdout, limit), collect(stderr, limit))?;
+    let exit_code = running.wait().await?;
+    Ok(StepOutput {
+        exit_code,
+        stdout,
+        stderr,
+    })
+}
+
 /// All of a stream, if it is no longer than `limit`.
-pub(crate) async fn collect(stream: Option<Reader>, limit: usize) -> Result<Vec<u8>> {
+pub(crate) async fn collect(stream: Option<impl AsyncRead + Unpin>, limit: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
         stream.take(limit as u64 + 1).read_to_end(&mut bytes).await?;
@@ -233,21 +261,6 @@ pub(crate) async fn collect(stream: Option<Reader>, limit: usize) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    fn status(value: serde_json::Value) -> Status {
-        serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn exit_codes_come_from_the_status() {
-        assert_eq!(exit_code(&status(json!({"status": "Success"}))).unwrap(), 0);
-        let failed = json!({"status": "Failure", "reason": "NonZeroExitCode",
-            "details": {"causes": [{"reason": "ExitCode", "message": "3"}]}});
-        assert_eq!(exit_code(&status(failed)).unwrap(), 3);
-        let broken = json!({"status": "Failure", "message": "container not found"});
-        assert!(exit_code(&status(broken)).is_err());
-    }
 
     #[test]
     fn options_come_before_the_command_whatever_it_is() {
@@ -257,21 +270,11 @@ mod tests {
             .working_dir("/tmp")
             .stdin();
         assert_eq!(
-            step.words()[1..],
-            [
-                "step",
-                "--timeout",
-                "5",
-                "--env",
-                "A=b c",
-                "--workdir",
-                "/tmp",
-                "--stdin",
-                "--",
-                "echo",
-                "--stdin"
-            ]
+            step.words().join("|"),
+            "step|--stdin|--timeout|5|--env|A=b c|--workdir|/tmp|--|echo|--stdin"
         );
+        assert_eq!(Step::new(["x"]).words(), ["step", "--attended", "--", "x"]);
+        assert_eq!(Step::new(["x"]).detach().words(), ["step", "--detach", "--", "x"]);
     }
 
     #[test]
@@ -290,9 +293,12 @@ mod tests {
         );
         assert!(output("no such thing\n", "").refused().is_ok());
         assert!(
-            output("sandbox-supervisor: step refused: a: b", "x")
-                .refused()
-                .is_ok()
+            output(
+                "some output\nsandbox-supervisor: step refused: SessionEnded: the run has ended\n",
+                "x"
+            )
+            .refused()
+            .is_err()
         );
     }
 }
