@@ -118,7 +118,10 @@ mod tests {
         let found = ceilings(&sandbox, Some(&policy));
         assert_eq!((found.memory_bytes, found.steps), (Some(64 << 20), Some(5)));
         assert_eq!((found.processes, found.runtime_seconds), (Some(7), Some(30)));
-        assert_eq!((found.tokens, found.model_requests, found.egress_bytes), (Some(9), Some(3), None));
+        assert_eq!(
+            (found.tokens, found.model_requests, found.egress_bytes),
+            (Some(9), Some(3), None)
+        );
         let alone = ceilings(&sandbox, None);
         assert_eq!((alone.memory_bytes, alone.processes), (Some(64 << 20), None));
     }

@@ -11,6 +11,10 @@ pub const NO: u8 = 1;
 pub const FAILED: u8 = 2;
 /// What was waited for did not come in time, as of `timeout`.
 pub const TIMED_OUT: u8 = 124;
+/// Ctrl-C, or a run that was stopped: 128 + SIGINT.
+pub const INTERRUPTED: u8 = 130;
+/// Nobody reads standard output any more: 128 + SIGPIPE.
+pub const UNREAD: u8 = 141;
 /// There is no exit code of a command to pass on: it never started, or its sandbox was lost.
 pub const NO_EXIT_CODE: u8 = 125;
 
@@ -99,7 +103,11 @@ impl From<ConnectionError> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new(error.to_string())
+        let failure = Self::new(error.to_string());
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => failure.code(UNREAD),
+            _ => failure,
+        }
     }
 }
 

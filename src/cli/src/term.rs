@@ -1,7 +1,7 @@
 //! Pages for a terminal: columns, bars, figures for people, and text of a sandbox made safe to show.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 use agentsandbox_action_log::text::visible;
 use anstyle::{AnsiColor, Style};
@@ -22,9 +22,24 @@ pub fn shown_lines(text: &str) -> impl Iterator<Item = String> + '_ {
     text.lines().map(shown)
 }
 
-/// Whether standard error is a terminal.
-pub fn is_interactive() -> bool {
-    std::io::stderr().is_terminal()
+/// Prints on standard output what was made safe by [`shown`] where it is not our own.
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Prints a document on standard output: byte for byte, but to a terminal with each line made safe.
+pub fn print_document(text: &str) -> std::io::Result<()> {
+    if !std::io::stdout().is_terminal() {
+        let mut out = std::io::stdout().lock();
+        return out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+    let safe: String = text
+        .lines()
+        .map(|line| visible(line, usize::MAX).into_owned() + "\n")
+        .collect();
+    print(&safe)
 }
 
 /// What is fine.
@@ -165,7 +180,14 @@ mod tests {
 
     #[test]
     fn figures_are_short() {
-        for (value, expected) in [(0.04, "0.0s"), (1.25, "1.2s"), (59.6, "1m"), (61.0, "1m1s"), (7260.0, "2h1m"), (90_000.0, "1d1h")] {
+        for (value, expected) in [
+            (0.04, "0.0s"),
+            (1.25, "1.2s"),
+            (59.6, "1m"),
+            (61.0, "1m1s"),
+            (7260.0, "2h1m"),
+            (90_000.0, "1d1h"),
+        ] {
             assert_eq!(seconds(value), expected);
         }
         for (value, expected) in [(0, "0"), (1023, "1023"), (1536, "1.5Ki"), (128 << 20, "128Mi")] {
