@@ -53,3 +53,8 @@ pub use wait::{Progress, Until};
 
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The example of the page on clients compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/clients.md")]
+struct Page;
