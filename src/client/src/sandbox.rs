@@ -274,3 +274,7 @@ pub fn verdict(sandbox: &AgentSandbox) -> Option<Reason> {
         .find(|condition| condition.type_ == types::SUCCEEDED && condition.status != "Unknown")?;
     condition.reason.parse().ok()
 }
+
+#[cfg(test)]
+#[path = "sandbox_tests.rs"]
+mod tests;
