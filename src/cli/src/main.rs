@@ -14,6 +14,7 @@ mod get;
 mod lines;
 mod list;
 mod logs;
+mod mcp;
 mod page;
 mod policy_check;
 mod run;
@@ -61,6 +62,7 @@ enum Command {
     Stop(stop::Stop),
     Rerun(stop::Rerun),
     Wait(wait::Wait),
+    Mcp(mcp::Mcp),
     /// Check whether this cluster and namespace can hold sandboxes, and say what to do.
     Doctor(doctor::Doctor),
     /// Work with policies.
@@ -130,6 +132,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Stop(stop) => stop.run(&connected).await?,
         Command::Rerun(rerun) => rerun.run(&connected).await?,
         Command::Wait(wait) => wait.run(&connected).await?,
+        Command::Mcp(mcp) => mcp.run(&connected).await?,
         Command::Policy(_) | Command::Completion { .. } | Command::Verify(_) => {}
     }
     Ok(0)
