@@ -302,3 +302,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "step_tests.rs"]
+mod served;
