@@ -169,12 +169,10 @@ async fn a_run_passes_on_output_and_exit_code_and_cleans_up() {
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(7), "{told}");
     // Into a pipe goes every byte.
-    assert!(
-        output.stdout.starts_with(b"from here\n\x1b[1m\xff"),
-        "{}",
-        text(&output.stdout)
-    );
-    assert!(text(&output.stdout).ends_with("err\n"));
+    for part in [&b"from here\n"[..], b"\x1b[1m\xff", b"err\n"] {
+        let found = output.stdout.windows(part.len()).any(|window| window == part);
+        assert!(found, "{:?}: {:?}", text(part), text(&output.stdout));
+    }
     assert!(told.contains("created") && told.contains("NonZeroExit"), "{told}");
     harness
         .eventually("the end of the sandbox", || async {
@@ -349,7 +347,7 @@ async fn a_session_is_worked_in_and_its_log_verified() {
     let page = succeeds(&harness, &["get", "tools"]);
     for part in [
         "verdict    Running",
-        "isolation  UserspaceKernel",
+        "isolation  no weaker",
         "network    closed",
         "time ",
         "last steps",

@@ -149,7 +149,7 @@ impl Audit {
             Ok(records) => Ok(Some(records.boxed())),
             Err(kube::Error::Api(status)) if status.is_forbidden() => {
                 anstream::eprintln!(
-                    "the egress gateway's records are left out: its log may not be read (get on pods/log)"
+                    "the egress gateway's records are left out: its log may not be read (list on pods, get on pods/log)"
                 );
                 Ok(None)
             }

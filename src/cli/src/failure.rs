@@ -81,7 +81,7 @@ impl From<Error> for Failure {
             Error::Ended { name, .. } => failure.next(format!("kubectl sandbox get {name}")).code(NO),
             Error::Kube(kube::Error::Api(status)) => match status.code {
                 401 => failure.next("log in to the cluster again; kubectl auth whoami says who you are to it"),
-                403 => failure.next("kubectl auth can-i --list says what you may do; the ClusterRole agentsandbox-edit has what sandboxes need"),
+                403 => failure.next("kubectl auth can-i --list says what you may do; the ClusterRole edit has what sandboxes need"),
                 404 if status.message.contains("page not found") || status.message.contains("requested resource") => {
                     failure.next("the operator is not installed here, it seems: kubectl sandbox doctor")
                 }

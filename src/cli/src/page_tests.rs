@@ -86,7 +86,11 @@ last records
 
 #[test]
 fn a_run_that_goes_on_shows_what_it_uses_now() {
-    let running = sandbox(&json!({"runId": "", "phase": "Running", "podName": "p"}));
+    let holds = |type_: &str, message: &str| json!({"type": type_, "status": "True", "reason": "r", "message": message, "lastTransitionTime": "2026-01-02T03:04:20Z"});
+    let running = sandbox(
+        &json!({"runId": "", "phase": "Running", "podName": "p", "isolation": {"runtimeClassName": "kata"},
+        "conditions": [holds("Ready", "the command runs"), holds("NetworkIsolated", "every destination was closed")]}),
+    );
     let live: LiveState = serde_json::from_value(json!({
         "startedAtMs": 1_767_323_070_000_u64, "memoryBytes": 1_048_576, "audit": {"records": 1, "capture": {"commands": "None", "files": "None", "network": "None"}},
     }))
@@ -101,6 +105,12 @@ fn a_run_that_goes_on_shows_what_it_uses_now() {
         "{text}"
     );
     assert!(text.contains("\naudit\nrecords    1\n"), "{text}");
+    for part in [
+        "isolation  no weaker than the policy demands; the level is told at the end; runtime class kata\n",
+        "network    closed: every destination was closed\n",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
     let blind = plain(&running, &known(Some(Err("forbidden\u{7}".to_owned()))));
     assert!(
         blind.contains("what it uses now can't be read: forbidden\\u{7}\n"),

@@ -9,7 +9,6 @@ use agentsandbox_client::SandboxBuilder;
 use clap::Args;
 use rmcp::ServiceExt;
 use rmcp::transport::stdio;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::connection::Connected;
 use crate::failure::Failure;
@@ -80,10 +79,21 @@ async fn serve(session: Arc<Session>) -> Result<(), Failure> {
 }
 
 async fn ended_by_signal() -> Result<(), Failure> {
-    let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {
         told = tokio::signal::ctrl_c() => told?,
-        _ = terminated.recv() => {}
+        told = terminated() => told?,
     }
     Ok(())
+}
+
+#[cfg(unix)]
+async fn terminated() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::terminate())?.recv().await;
+    Ok(())
+}
+
+#[cfg(not(unix))]
+async fn terminated() -> std::io::Result<()> {
+    std::future::pending().await
 }
