@@ -9,6 +9,7 @@ use agentsandbox_client::{EXIT_TIMEOUT, Error, SandboxBuilder, Sandboxes, Step, 
 use e2e::Harness;
 use e2e::harness::{AGENT_IMAGE, PATIENCE};
 use futures::TryStreamExt;
+use tokio::io::AsyncReadExt;
 
 /// Most output that is kept of a step, in bytes.
 const OUTPUT_MAX: usize = 16 << 20;
@@ -178,7 +179,18 @@ async fn a_long_silence_cuts_nothing_off_and_unread_input_holds_nobody_up() {
         ),
     }
     // One that leaves ends its step, and a fourth step is one too many.
-    let running = sandbox.start_step(&Step::new(["sleep", "4321"])).await.unwrap();
+    let mut running = sandbox
+        .start_step(&Step::new(["sh", "-c", "echo begun; sleep 4321"]))
+        .await
+        .unwrap();
+    let mut begun = [0; 6];
+    running
+        .stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut begun)
+        .await
+        .unwrap();
     drop(running);
     let refused = sandbox.step(&Step::new(["true"]), OUTPUT_MAX).await;
     assert!(
