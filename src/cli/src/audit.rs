@@ -53,9 +53,9 @@ impl Audit {
         } else {
             self.all(&sandbox, connected).await?
         };
-        while let Some(line) = lines.try_next().await? {
-            if self.wants(&line) {
-                self.print(&line)?;
+        while let Some(together) = together(&mut lines).await? {
+            for line in together.iter().filter(|line| self.wants(line)) {
+                self.print(line)?;
             }
         }
         Ok(())
@@ -96,8 +96,6 @@ impl Audit {
         }
         if let Some(gateway) = self.of_gateway(sandbox, connected, false).await? {
             lines.extend(gateway.collect::<Vec<_>>().await);
-            // RFC 3339 in one form: the order of the texts is that of the times.
-            lines.sort_by(|one, other| one.time.cmp(&other.time));
         }
         Ok(stream::iter(lines.into_iter().map(Ok)).boxed())
     }
@@ -160,6 +158,30 @@ impl Audit {
     }
 }
 
+/// The next line and what comes shortly after it, in the order of their times: both logs are read side by side.
+async fn together(
+    lines: &mut BoxStream<'static, Result<Line, Failure>>,
+) -> Result<Option<Vec<Line>>, Failure> {
+    let Some(first) = lines.try_next().await? else {
+        return Ok(None);
+    };
+    let mut together = vec![first];
+    let enough = tokio::time::sleep(TOGETHER);
+    tokio::pin!(enough);
+    while let Some(line) = tokio::select! {
+        biased;
+        line = lines.try_next() => line?,
+        () = &mut enough => None,
+    } {
+        together.push(line);
+    }
+    // RFC 3339 in one form: the order of the texts is that of the times.
+    together.sort_by(|one, other| one.time.cmp(&other.time));
+    Ok(Some(together))
+}
+
+/// Lines that come within so long of each other are put into the order of their times.
+const TOGETHER: std::time::Duration = std::time::Duration::from_millis(500);
 /// How long the gateway's log is followed once the run has ended.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -169,14 +191,36 @@ mod tests {
     use clap::Parser;
 
     #[derive(Parser)]
-    struct Line_ {
+    struct Alone {
         #[command(flatten)]
         audit: Audit,
     }
 
     fn audit(options: &str) -> Audit {
         let words = ["audit", "x"].into_iter().chain(options.split_whitespace());
-        Line_::try_parse_from(words).unwrap().audit
+        Alone::try_parse_from(words).unwrap().audit
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_that_come_together_are_put_in_order_and_none_is_lost() {
+        let line = |time: &str| Line {
+            time: time.to_owned(),
+            kind: Kind::Run,
+            denied: false,
+            text: String::new(),
+            raw: String::new(),
+        };
+        let backlog = stream::iter([line("2"), line("1")]).map(Ok);
+        let later = stream::once(async move {
+            tokio::time::sleep(TOGETHER * 2).await;
+            Ok(line("0"))
+        });
+        let mut lines = backlog.chain(later).boxed();
+        let mut batches = Vec::new();
+        while let Some(batch) = together(&mut lines).await.unwrap() {
+            batches.push(batch.into_iter().map(|line| line.time).collect::<Vec<_>>());
+        }
+        assert_eq!(batches, [vec!["1", "2"], vec!["0"]]);
     }
 
     #[test]

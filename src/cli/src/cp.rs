@@ -114,7 +114,8 @@ fn target_here(path: &str, target: PathBuf) -> Result<PathBuf, Failure> {
 }
 
 fn summary(done: &Transferred) -> String {
-    let mut text = format!("{} files, {}", done.files, term::bytes(done.bytes));
+    let files = if done.files == 1 { "file" } else { "files" };
+    let mut text = format!("{} {files}, {}", done.files, term::bytes(done.bytes));
     if let Some(first) = &done.first_skipped {
         let _ = write!(
             text,

@@ -112,7 +112,7 @@ impl Page {
                 phase.to_string()
             });
         let mut verdict = styled(style, &phase);
-        if !progress.reason.is_empty() {
+        if !progress.reason.is_empty() && progress.reason != phase {
             let _ = write!(verdict, ": {}", shown(&progress.reason));
         }
         let result = status.result.clone().unwrap_or_default();
@@ -145,6 +145,7 @@ impl Page {
                 term::GOOD,
                 "no weaker than the policy demands; the level is told at the end",
             ),
+            None if status.completion_time.is_some() => styled(term::FAIR, "not observed"),
             None => styled(term::FAIR, "not observed yet"),
         };
         let class = isolation.runtime_class_name.as_deref().unwrap_or("none");
