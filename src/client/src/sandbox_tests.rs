@@ -9,6 +9,8 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
+use futures::TryStreamExt;
+
 use crate::{Error, Sandbox, Sandboxes, Until};
 
 const OBJECT: &str = "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/agentsandboxes/job";
@@ -61,12 +63,13 @@ impl Script {
 }
 
 fn object(uid: &str, finished: bool) -> Value {
-    let finished = if finished { "True" } else { "False" };
+    let finished = if finished { "True" } else { "Unknown" };
     json!({
         "apiVersion": "agentsandbox.dev/v1alpha1", "kind": "AgentSandbox",
         "metadata": {"name": "job", "namespace": "ns", "uid": uid, "resourceVersion": "5"},
         "spec": {"image": "x", "command": ["y"]},
-        "status": {"runId": "", "phase": "Running", "conditions": [
+        "status": {"runId": "", "phase": "Running", "podName": "job-sb00000000", "conditions": [
+            {"type": "Succeeded", "status": finished, "reason": "Completed", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"},
             {"type": "Finished", "status": finished, "reason": "r", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"},
         ]},
     })
@@ -152,4 +155,55 @@ async fn a_wait_ends_with_its_time_and_with_a_right_that_is_missing() {
         panic!("{late:?}");
     };
     assert_eq!(last, "Running");
+}
+
+#[tokio::test]
+async fn a_followed_log_goes_on_where_it_broke_and_no_record_comes_twice() {
+    let record = |number: u64, activity: &str| {
+        json!({"seq": number, "time": "t", "class": 6002, "activity": activity, "signal": 15, "reason": "Stopped"}).to_string()
+            + "\n"
+    };
+    let (first, last) = (record(0, "signal"), record(1, "end"));
+    let running = object("1", false);
+    let script = Script::default()
+        .then("GET", 200, &running)
+        .then("GET", 200, &running)
+        .then("GET", 200, &running)
+        .then("/log? … container=recorder", 400, &refusal(400, "BadRequest"))
+        .then("GET", 200, &running)
+        .then("GET", 200, &running)
+        .text("follow=true", 200, first.clone())
+        .then("GET", 200, &running)
+        .then("GET", 200, &running)
+        .text(
+            "/log? … container=recorder",
+            200,
+            ["no record\n", &first, &last].concat(),
+        );
+    let sandbox = script.sandbox().await;
+    tokio::time::pause();
+    let records: Vec<_> = sandbox.log(true, None).try_collect().await.unwrap();
+    let numbers: Vec<u64> = records.iter().map(|record| record.sequence).collect();
+    assert_eq!(numbers, [0, 1]);
+    assert_eq!(records[1].line, last.trim_end());
+    script.is_over();
+}
+
+#[tokio::test]
+async fn followed_output_goes_on_where_it_broke_to_the_end_of_the_run() {
+    let (running, ended) = (object("1", false), object("1", true));
+    let script = Script::default()
+        .then("GET", 200, &running)
+        .then("GET", 200, &running)
+        .then("GET", 200, &running)
+        .text("/log? … container=agent", 200, "abc".to_owned())
+        .then("GET", 200, &ended)
+        .then("GET", 200, &ended)
+        .text("/log? … container=agent", 200, "abcdef".to_owned());
+    let sandbox = script.sandbox().await;
+    tokio::time::pause();
+    let mut output = Vec::new();
+    assert_eq!(sandbox.output(true, &mut output).await.unwrap(), 6);
+    assert_eq!(output, b"abcdef");
+    script.is_over();
 }
