@@ -85,6 +85,9 @@ impl From<Error> for Failure {
                 404 if status.message.contains("page not found") || status.message.contains("requested resource") => {
                     failure.next("the operator is not installed here, it seems: kubectl sandbox doctor")
                 }
+                404 if status.message.starts_with("pods ") => {
+                    failure.next("the run's pod was removed; its verdict stays: kubectl sandbox get NAME")
+                }
                 _ => failure,
             },
             Error::Kube(kube::Error::Service(_) | kube::Error::HyperError(_)) => {
@@ -114,6 +117,28 @@ impl From<std::io::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_of_the_api_server_lead_on() {
+        let failure = |code: u16, message: &str| {
+            let status =
+                serde_json::json!({"status": "Failure", "code": code, "reason": "r", "message": message});
+            let status = serde_json::from_value(status).unwrap();
+            Failure::from(Error::Kube(kube::Error::Api(Box::new(status)))).to_string()
+        };
+        for (code, message, next) in [
+            (401, "Unauthorized", "log in"),
+            (403, "agentsandboxes is forbidden", "can-i"),
+            (404, "404 page not found", "doctor"),
+            (404, "pods \"job-sb00000000\" not found", "verdict stays"),
+        ] {
+            let told = failure(code, message);
+            assert!(
+                told.starts_with(message) && told.contains("\nnext:  ") && told.contains(next),
+                "{told}"
+            );
+        }
+    }
 
     #[test]
     fn a_failure_ends_with_what_to_do_and_shows_nothing_that_a_terminal_acts_on() {

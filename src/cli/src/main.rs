@@ -17,6 +17,7 @@ mod logs;
 mod mcp;
 mod page;
 mod policy_check;
+mod rerun;
 mod run;
 mod screen;
 mod stop;
@@ -60,7 +61,7 @@ enum Command {
     Verify(verify::Verify),
     Top(top::Top),
     Stop(stop::Stop),
-    Rerun(stop::Rerun),
+    Rerun(rerun::Rerun),
     Wait(wait::Wait),
     Mcp(mcp::Mcp),
     /// Check whether this cluster and namespace can hold sandboxes, and say what to do.
