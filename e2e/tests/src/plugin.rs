@@ -1,5 +1,6 @@
 //! `kubectl sandbox`, as a user calls it.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::Harness;
@@ -24,6 +25,19 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// A folder of this machine for one test, empty unless the test made it before.
+pub fn folder(name: &str) -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("plugin-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(HarnessError::Program)?;
+    Ok(folder)
+}
+
+/// A file of a folder, as an argument.
+#[must_use]
+pub fn path(folder: &Path, name: &str) -> String {
+    folder.join(name).display().to_string()
+}
+
 impl Harness {
     /// The plugin in the harness's namespace, without standard input.
     pub fn plugin(&self, arguments: &[&str]) -> Result<Command> {
@@ -41,5 +55,16 @@ impl Harness {
         let output: Output = self.plugin(arguments)?.output().map_err(HarnessError::Program)?;
         let code = output.status.code().unwrap_or(-1);
         Ok((code, text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// Runs the plugin, which must succeed; returns standard output.
+    pub fn succeed(&self, arguments: &[&str]) -> Result<String> {
+        match self.call(arguments)? {
+            (0, stdout, _) => Ok(stdout),
+            (code, stdout, stderr) => {
+                let told = format!("{arguments:?} ended with {code}: {stdout}{stderr}");
+                Err(HarnessError::Kubectl(told))
+            }
+        }
     }
 }
