@@ -98,7 +98,7 @@ impl PolicyCheck {
 }
 
 /// The operator's configuration: its defaults, and these flags.
-fn config(flags: &str) -> Result<Config, CheckError> {
+pub fn config(flags: &str) -> Result<Config, CheckError> {
     #[derive(Parser)]
     struct Operator {
         #[command(flatten)]
