@@ -5,6 +5,7 @@ pub mod frame;
 pub mod options;
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -122,6 +123,7 @@ fn take(Asked { command, attended }: Asked) -> Result<i32, Refusal> {
             Kind::Outcome => {
                 drop(err);
                 let ended = outcome(&content, &mut out);
+                let _ = recorder.shutdown(Shutdown::Both);
                 take_rest(&signs);
                 return ended;
             }
