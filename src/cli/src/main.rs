@@ -107,8 +107,9 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
             return Ok(answer(report.passed));
         }
         Command::Completion { shell } => {
-            let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "kubectl-sandbox", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kubectl-sandbox", &mut script);
+            term::print(&String::from_utf8_lossy(&script))?;
             return Ok(0);
         }
         Command::Verify(verify) => return Ok(answer(verify.run(&cli.connection).await?)),
