@@ -112,6 +112,7 @@ fn start_supervised(binary: &Path, listener: &TcpListener) -> Result<f64, Harnes
         writable: Vec::new(),
         capture: false,
         uid: 0,
+        audit: agentsandbox_api::run::RequiredCapture::default(),
         certificate: None,
     }));
     let begun = now_ms();

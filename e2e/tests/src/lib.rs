@@ -2,6 +2,7 @@
 
 pub mod egress;
 pub mod harness;
+pub mod plugin;
 pub mod scenarios;
 pub mod steps;
 

@@ -2,37 +2,22 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
-use e2e::harness::repository;
+use e2e::harness::{AGENT_IMAGE, repository};
+use e2e::plugin::{folder, path, plugin, text};
 use kube::api::ListParams;
 use serde_json::{Value, json};
-
-/// The plugin, which `e2e/test.sh` builds beside the tests.
-fn plugin() -> Command {
-    let tests = std::env::current_exe().unwrap();
-    let target = tests.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = target.join("kubectl-sandbox");
-    assert!(
-        program.exists(),
-        "{}: cargo build -p kubectl-sandbox",
-        program.display()
-    );
-    Command::new(program)
-}
 
 fn example(name: &str) -> PathBuf {
     repository().join("examples").join(name)
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 fn check(files: &[&str]) -> Output {
-    let mut command = plugin();
+    let mut command = plugin().unwrap();
     command.args(["policy", "check"]);
     command.args(files.iter().map(|file| example(file)));
     command.output().unwrap()
@@ -56,7 +41,11 @@ fn policies_are_explained_and_sandboxes_judged_without_a_cluster() {
         "{}",
         text(&bad.stdout)
     );
-    let none = plugin().args(["policy", "check", "/dev/null"]).output().unwrap();
+    let none = plugin()
+        .unwrap()
+        .args(["policy", "check", "/dev/null"])
+        .output()
+        .unwrap();
     assert_eq!(none.status.code(), Some(2));
     assert!(
         text(&none.stderr).contains("error: no SandboxPolicy"),
@@ -71,6 +60,7 @@ async fn the_doctor_proves_what_holds_and_names_what_lacks() {
     harness.usual_policies().await.unwrap();
     let doctor = |more: &[&str]| {
         let output = plugin()
+            .unwrap()
             .args(["doctor", "-o", "json", "-n", &harness.namespace])
             .args(more)
             .env("KUBECONFIG", harness.cluster.kubeconfig())
@@ -139,5 +129,141 @@ async fn the_doctor_proves_what_holds_and_names_what_lacks() {
             .contains("everybody")
     );
     assert!(of(&checks, "proof")["found"].to_string().contains("not tried"));
+    harness.finish().await.unwrap();
+}
+
+/// Runs it, which must succeed; returns standard output.
+fn succeeds(harness: &Harness, arguments: &[&str]) -> String {
+    harness.succeed(arguments).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_passes_on_output_and_exit_code_and_cleans_up() {
+    let harness = Harness::start("cli-run").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let script = "cat given; printf '\\033[1m\\377'; echo err >&2; exit 7";
+    let here = folder("run").unwrap();
+    std::fs::write(here.join("given"), "from here\n").unwrap();
+    let file = format!("given={}", path(&here, "given"));
+    let run = ["run", AGENT_IMAGE, "--policy", "gvisor", "--rm", "--file", &file];
+    let output = harness
+        .plugin(&run)
+        .unwrap()
+        .args(["--", "sh", "-c", script])
+        .output()
+        .unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{told}");
+    // Into a pipe goes every byte.
+    for part in [&b"from here\n"[..], b"\x1b[1m\xff", b"err\n"] {
+        let found = output.stdout.windows(part.len()).any(|window| window == part);
+        assert!(found, "{:?}: {:?}", text(part), text(&output.stdout));
+    }
+    assert!(told.contains("created") && told.contains("NonZeroExit"), "{told}");
+    harness
+        .eventually("the end of the sandbox", || async {
+            let left = harness.api::<AgentSandbox>().list(&ListParams::default()).await?;
+            Ok(left.items.is_empty().then_some(()))
+        })
+        .await
+        .unwrap();
+
+    let quiet = harness
+        .call(&[
+            "run",
+            AGENT_IMAGE,
+            "-p",
+            "runc",
+            "-q",
+            "--name",
+            "quiet",
+            "--",
+            "echo",
+            "hi",
+        ])
+        .unwrap();
+    assert_eq!(quiet, (0, "hi\n".to_owned(), String::new()));
+    let late = harness
+        .call(&[
+            "run",
+            AGENT_IMAGE,
+            "-p",
+            "runc",
+            "--rm",
+            "--timeout",
+            "1",
+            "--",
+            "sleep",
+            "60",
+        ])
+        .unwrap();
+    assert_eq!(late.0, 124, "{late:?}");
+    let (code, _, told) = harness
+        .call(&["run", AGENT_IMAGE, "-p", "no-such", "--", "true"])
+        .unwrap();
+    assert_eq!(code, 2);
+    assert!(
+        told.contains("no policy named no-such") && told.contains("gvisor, runc"),
+        "{told}"
+    );
+    let (code, _, told) = harness.call(&["get", "no-such"]).unwrap();
+    assert_eq!(code, 2);
+    assert!(
+        told.contains("no sandbox named no-such") && told.contains("next:  kubectl sandbox list"),
+        "{told}"
+    );
+    std::fs::remove_dir_all(&here).unwrap();
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_stops_the_run_and_rerun_runs_it_again() {
+    let harness = Harness::start("cli-stop").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let mut run = harness
+        .plugin(&[
+            "run",
+            AGENT_IMAGE,
+            "-p",
+            "gvisor",
+            "--name",
+            "long",
+            "--",
+            "sleep",
+            "50",
+        ])
+        .unwrap()
+        .spawn()
+        .unwrap();
+    harness.running("long").await.unwrap();
+    let process = nix::unistd::Pid::from_raw(i32::try_from(run.id()).unwrap());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let status = harness.finished("long").await.unwrap();
+    assert_eq!(status.result.unwrap().reason, Some(Reason::Stopped));
+    assert_eq!(harness.call(&["wait", "long"]).unwrap().0, 0);
+    let (code, _, told) = harness.call(&["wait", "long", "--for=succeeded"]).unwrap();
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("Stopped"), "{told}");
+    let (code, _, told) = harness
+        .call(&["wait", "long", "--for=deleted", "--timeout", "1"])
+        .unwrap();
+    assert_eq!(code, 124, "{told}");
+
+    succeeds(&harness, &["rerun", "long", "--run-id", "second"]);
+    let status = harness
+        .when("long", "its second run", |status| {
+            status.run_id.as_deref() == Some("second") && e2e::harness::is(status, "Ready", "True")
+        })
+        .await
+        .unwrap();
+    assert_eq!(status.result, None);
+    let (code, _, told) = harness.call(&["rerun", "long", "--run-id", "second"]).unwrap();
+    assert_eq!(code, 2);
+    assert!(told.contains("has this id already"), "{told}");
+    assert!(succeeds(&harness, &["top"]).contains("long "));
+    succeeds(&harness, &["stop", "long"]);
+    let status = harness.finished("long").await.unwrap();
+    assert_eq!(status.result.unwrap().reason, Some(Reason::Stopped));
     harness.finish().await.unwrap();
 }

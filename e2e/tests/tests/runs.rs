@@ -377,45 +377,6 @@ async fn bad_programs_and_images_end_with_a_message() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_is_refused_and_not_ignored() {
-    let harness = Harness::start("unsupported").await.unwrap();
-    let base = json!({"runtimeClassName": "runc", "minimum": "Container"});
-    let policy = harness
-        .policy(
-            "audited",
-            json!({"isolation": base, "audit": {"require": {"commands": true}}}),
-        )
-        .await
-        .unwrap();
-    let ready = policy
-        .status
-        .unwrap()
-        .conditions
-        .into_iter()
-        .find(|c| c.type_ == types::READY)
-        .unwrap();
-    assert_eq!(
-        (ready.status.as_str(), ready.reason.as_str()),
-        ("False", reasons::NOT_SUPPORTED)
-    );
-    harness
-        .sandbox(
-            "wants-audit",
-            json!({"policyRef": {"name": "audited"}, "command": ["true"]}),
-        )
-        .await
-        .unwrap();
-    let status = harness
-        .when("wants-audit", "PolicyNotReady", |s| {
-            reason_of(s, types::ACCEPTED) == reasons::POLICY_NOT_READY
-        })
-        .await
-        .unwrap();
-    assert!(message_of(&status, types::ACCEPTED).contains("spec.audit.require"));
-    harness.finish().await.unwrap();
-}
-
-#[tokio::test]
 async fn a_foreign_network_policy_that_widens_ours_keeps_sandboxes_from_starting_and_ends_running_ones() {
     let harness = Harness::start("widening").await.unwrap();
     harness.usual_policies().await.unwrap();

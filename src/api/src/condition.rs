@@ -84,8 +84,6 @@ pub mod reasons {
     pub const IN_FORCE: &str = "InForce";
     /// Of a policy: a field can't be enforced or contradicts another.
     pub const INVALID: &str = "Invalid";
-    /// Of a policy: a field asks for what this version can't enforce.
-    pub const NOT_SUPPORTED: &str = "NotSupported";
     /// Of a policy: no such thing is asked for.
     pub const NOT_REQUESTED: &str = "NotRequested";
     /// Of a policy: another policy of the namespace has a quota already.

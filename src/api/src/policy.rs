@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::isolation::IsolationLevel;
+use crate::run::RequiredCapture;
 use crate::sandbox::{Limits, Quantity, Resources};
 
 /// What the sandboxes of a namespace that name this policy may do. Who may write one decides what runs there.
@@ -383,23 +384,10 @@ pub enum Provider {
 /// What must be captured of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Audit {
-    /// A sandbox of which one of these can't be captured does not start. This version captures none of them.
+    /// A sandbox of which one of these can't be captured does not start, and one that hides an action from the capture
+    /// is ended (`AuditUnavailable`). Which means of capture a runtime class has stands in `status.audit.capture`.
     #[serde(default)]
-    pub require: AuditRequirement,
-}
-
-/// Kinds of action that must be captured.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct AuditRequirement {
-    /// Every command.
-    #[serde(default)]
-    pub commands: bool,
-    /// Every file written.
-    #[serde(default)]
-    pub files: bool,
-    /// Every attempt to reach the network.
-    #[serde(default)]
-    pub network: bool,
+    pub require: RequiredCapture,
 }
 
 /// Claims that a sandbox may name as its workspace.

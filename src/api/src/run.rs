@@ -73,19 +73,28 @@ pub struct RunSpec {
     pub gateway: Option<GatewayAccess>,
 }
 
-/// What must be captured, or the command does not start.
+/// Kinds of action that must be captured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RequiredCapture {
-    /// Programs executed.
+    /// Every command.
     #[serde(default)]
     pub commands: bool,
-    /// Files written.
+    /// Every file written.
     #[serde(default)]
     pub files: bool,
-    /// Connections attempted.
+    /// Every attempt to reach the network.
     #[serde(default)]
     pub network: bool,
+}
+
+impl RequiredCapture {
+    /// Whether anything must be captured.
+    #[must_use]
+    pub fn is_any(self) -> bool {
+        self.commands || self.files || self.network
+    }
 }
 
 /// A run that takes steps.
@@ -145,6 +154,9 @@ pub struct CommandSpec {
     pub capture: bool,
     /// User the command must run as.
     pub uid: u32,
+    /// What must be captured throughout: an action that can't be read ends the run. The recorder fills it in.
+    #[serde(default)]
+    pub audit: RequiredCapture,
     /// Certificate (PEM) of the egress gateway's authority, to be trusted beside those that the image trusts. The
     /// recorder fills it in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -284,6 +296,11 @@ pub enum FromRecorder {
     },
     /// Say what is in use now.
     Report,
+    /// What so many messages of actions told is written down; the log has room for more.
+    Taken {
+        /// How many since the last such answer.
+        messages: u32,
+    },
     /// End the run now: kill everything, report.
     Stop {
         /// Why.
@@ -354,6 +371,12 @@ pub struct Ended {
     pub output: Option<String>,
     /// What the run used.
     pub usage: MeasuredUsage,
+    /// Actions of which path or arguments could not be read.
+    #[serde(default)]
+    pub unreadable: u64,
+    /// Actions that were seen and could not be sent before the end.
+    #[serde(default)]
+    pub lost: u64,
 }
 
 /// Where a figure comes from.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use agentsandbox_client::Sandboxes;
 use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -35,11 +36,19 @@ pub enum ConnectionError {
 }
 
 /// A client, and the namespace to work in.
+#[derive(Clone)]
 pub struct Connected {
     /// The client.
     pub client: Client,
     /// The namespace.
     pub namespace: String,
+}
+
+impl Connected {
+    /// The sandboxes of the namespace.
+    pub fn sandboxes(&self) -> Sandboxes {
+        Sandboxes::new(self.client.clone(), &self.namespace)
+    }
 }
 
 impl Connection {

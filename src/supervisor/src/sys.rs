@@ -148,18 +148,6 @@ pub fn wait_readable(descriptors: &[BorrowedFd<'_>], timeout: Duration) {
     unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
 }
 
-/// Whether the other side of a connection sends no more; what it sent before may still be unread.
-pub fn has_hung_up(connection: BorrowedFd<'_>) -> bool {
-    let mut polled = libc::pollfd {
-        fd: connection.as_raw_fd(),
-        events: libc::POLLRDHUP,
-        revents: 0,
-    };
-    // SAFETY: the pointer is to one live pollfd.
-    let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
-    ready > 0 && polled.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
-}
-
 /// A descriptor to wait for: until it can be read, until it can be written, or only until its other side is gone.
 pub struct Awaited<'a> {
     /// The descriptor.
@@ -242,6 +230,8 @@ pub fn reap() -> Reaped {
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     match pid {
         0 => Reaped::NoneYet,
+        // A child that made process 1 its tracer has stopped, and not ended.
+        pid if pid > 0 && libc::WIFSTOPPED(status) => reap(),
         pid if pid > 0 => Reaped::One(Ended {
             pid,
             code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),

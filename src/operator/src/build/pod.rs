@@ -193,7 +193,7 @@ fn run_spec(
         namespace: identity.namespace.clone(),
         sandbox: identity.sandbox.clone(),
         policy: identity.policy.clone(),
-        audit: RequiredCapture::default(),
+        audit: run.audit,
         session: run.session,
         isolation,
         probes: probes::targets(run, facts),
@@ -213,6 +213,7 @@ fn run_spec(
             writable: vec![names::PATH_WORKSPACE.to_owned(), names::PATH_TMP.to_owned()],
             capture: run.capture,
             uid,
+            audit: RequiredCapture::default(),
             certificate: None,
         },
         mounted_files: run

@@ -172,8 +172,6 @@ fn compose(
     say(types::GATEWAY_READY, &gateway);
     let ready = if !problems.invalid.is_empty() {
         Say::no(reasons::INVALID, &message)
-    } else if !problems.unsupported.is_empty() {
-        Say::no(reasons::NOT_SUPPORTED, &message)
     } else if quota.status == "False" {
         quota
     } else if gateway.status == "False" {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use agentsandbox_api::gateway::ModelAccess;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::policy::{Ceilings, Cleanup, PullPolicy, SandboxPolicySpec};
+use agentsandbox_api::run::RequiredCapture;
 use agentsandbox_egress::rules::EgressPolicy;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Toleration;
@@ -58,6 +59,8 @@ pub struct ValidPolicy {
     pub cleanup: Cleanup,
     /// What its sandboxes reach through the egress gateway; `None` if nothing.
     pub egress: Option<ValidEgress>,
+    /// What must be captured of every run.
+    pub audit: RequiredCapture,
 }
 
 /// What a policy needs of its namespace's egress gateway.
@@ -78,21 +81,17 @@ pub struct ValidEgress {
 pub struct PolicyProblems {
     /// Fields that are wrong or contradict each other.
     pub invalid: Vec<String>,
-    /// Fields that ask for what this version can't enforce.
-    pub unsupported: Vec<String>,
 }
 
 impl PolicyProblems {
     fn is_empty(&self) -> bool {
-        self.invalid.is_empty() && self.unsupported.is_empty()
+        self.invalid.is_empty()
     }
 
     /// All problems as one sentence.
     #[must_use]
     pub fn message(&self) -> String {
-        let mut all = self.invalid.clone();
-        all.extend(self.unsupported.iter().cloned());
-        all.join("; ")
+        self.invalid.join("; ")
     }
 }
 
@@ -112,7 +111,6 @@ pub fn validate(
     check_isolation(spec, &runtime_class, config, &mut problems);
     check_images(spec, &mut problems);
     check_scheduling(spec, config, &mut problems);
-    check_unsupported(spec, &mut problems);
 
     let maximum = figures::read(
         spec.maximum.as_ref(),
@@ -195,6 +193,7 @@ pub fn validate(
         claims_shared: workspace.shared,
         cleanup: spec.cleanup.clone(),
         egress,
+        audit: spec.audit.clone().unwrap_or_default().require,
     })
 }
 
@@ -300,19 +299,6 @@ fn check_scheduling(spec: &SandboxPolicySpec, config: &Config, problems: &mut Po
     }
 }
 
-/// What has its place in the API and no enforcement yet is refused, never ignored.
-fn check_unsupported(spec: &SandboxPolicySpec, problems: &mut PolicyProblems) {
-    if spec
-        .audit
-        .as_ref()
-        .is_some_and(|audit| audit.require.commands || audit.require.files || audit.require.network)
-    {
-        problems
-            .unsupported
-            .push("spec.audit.require: this version captures no commands, files or connections".to_owned());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,7 +340,6 @@ mod tests {
                 "maximum": {"limits": {"egressBytes": 10}},
                 "egress": {"allow": [{"host": "example"}, {"host": "example.org", "cidr": "192.168.8.0/24"}]},
                 "models": [{"provider": "OpenAI", "host": "10.0.0.1", "allow": ["m"]}],
-                "audit": {"require": {"commands": true}},
             })),
             &config(),
             &cluster(),
@@ -372,11 +357,9 @@ mod tests {
             "spec.egress.allow[0]",
             "spec.egress.allow[1]",
             "spec.models[0]",
-            "spec.audit.require",
         ] {
             assert!(all.contains(part), "{part} missing in {all}");
         }
-        assert_eq!(problems.unsupported.len(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use agentsandbox_api::gateway::GatewayAccess;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
-use agentsandbox_api::run::{FileSpec, MountedFiles, SessionSpec};
+use agentsandbox_api::run::{FileSpec, MountedFiles, RequiredCapture, SessionSpec};
 use agentsandbox_api::sandbox::{AgentSandboxSpec, Capture, Quantity};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -60,6 +60,8 @@ pub struct AdmittedRun {
     pub claim_shared: bool,
     /// Whether the run's own text is kept.
     pub capture: bool,
+    /// What must be captured of its actions, or it does not start.
+    pub audit: RequiredCapture,
     /// Node labels to select by.
     pub node_selector: BTreeMap<String, String>,
     /// Tolerated taints.
@@ -151,6 +153,7 @@ pub fn admit(spec: &AgentSandboxSpec, policy: &ValidPolicy) -> Result<AdmittedRu
         config_maps,
         claim,
         claim_shared: policy.claims_shared,
+        audit: policy.audit,
         capture: spec
             .result
             .as_ref()

@@ -123,6 +123,12 @@ impl Log {
         state.bytes < QUEUE || state.broken
     }
 
+    /// Counts actions of which the supervisor could not read the details, and those that it saw and could not send.
+    pub fn missed(&mut self, unreadable: u64, lost: u64) {
+        self.summary.unreadable = unreadable;
+        self.summary.lost = lost;
+    }
+
     /// Writes an action down, or counts it if the run's share of the log is used up. Never waits.
     pub fn write(&mut self, seen: Seen) {
         self.write_within(seen, None);
@@ -186,7 +192,7 @@ impl Log {
         AuditSummary {
             records: state.written.records(),
             head: state.written.head(),
-            lost: self.chain.records() - state.written.records(),
+            lost: self.summary.lost + self.chain.records() - state.written.records(),
             // Of what a program claimed before its start, some failed: what was seen afterwards counts, if anything was.
             commands: (self.summary.capture.commands != Means::None).then_some(programs),
             ..self.summary.clone()

@@ -106,6 +106,8 @@ struct Recorder {
     certificate: Option<String>,
     /// The action log.
     log: Log,
+    /// Messages of actions whose supervisor does not know yet that it may send more.
+    unanswered: u32,
     /// Whoever asks for steps or the run's state; absent if the socket could not be made.
     steps: Option<Steps>,
 }
@@ -131,6 +133,7 @@ impl Recorder {
             spec,
             pod_uid,
             log: Log::start(begin, std::io::stdout()),
+            unanswered: 0,
             begun: Instant::now(),
             started: Arc::new(AtomicBool::new(false)),
             network: ObservedNetwork {
@@ -497,6 +500,7 @@ impl Recorder {
     /// The command, with the way to the egress gateway and the files of the mounted `ConfigMap`s.
     fn command(&mut self) -> Result<agentsandbox_api::run::CommandSpec, (Reason, String)> {
         let mut command = self.spec.command.clone();
+        command.audit = self.spec.audit;
         if let (Some(access), Some(Ok(registration))) = (&self.spec.gateway, &self.gateway) {
             environment::add(&mut command.env, access, registration.run_token());
             command.certificate = registration.standing().certificate;
@@ -549,16 +553,7 @@ impl Recorder {
         let mut stopped = false;
         loop {
             let mut taken = false;
-            // While the log's pipe is stalled no actions are taken, so that the command waits; of a supervisor that has
-            // left, or must leave, everything is.
-            let stalled =
-                !self.log.has_room() && last_words.is_none() && !sys::has_hung_up(channel.stream().as_fd());
-            let received = if stalled {
-                Received::Nothing
-            } else {
-                channel.receive::<FromSupervisor>()
-            };
-            match received {
+            match channel.receive::<FromSupervisor>() {
                 Received::Message(FromSupervisor::Started { at_ms }) => {
                     self.started_at_ms = Some(at_ms);
                     self.started.store(true, Ordering::Release);
@@ -586,6 +581,7 @@ impl Recorder {
                 // An end of the loop's round for each batch: signals and probes are heard in a flood as well.
                 Received::Message(FromSupervisor::Actions { actions }) => {
                     taken = true;
+                    self.unanswered += 1;
                     for seen in actions {
                         self.log.write(seen);
                     }
@@ -607,6 +603,7 @@ impl Recorder {
                 let message = format!("a forbidden destination became reachable during the run: {wrong}");
                 self.stop(channel, Reason::NetworkNotIsolated, message);
             }
+            self.answer_actions(channel);
             self.renew_trust(channel);
             if let Some((reason, message)) = self.serve_steps(channel)
                 && !stopped
@@ -628,7 +625,7 @@ impl Recorder {
             if taken {
                 continue;
             }
-            self.wait(channel, signals, stalled);
+            self.wait(channel, signals);
         }
     }
 
@@ -651,12 +648,21 @@ impl Recorder {
         steps.due().filter(|_| self.started_at_ms.is_some())
     }
 
-    /// Waits for something to do. While the log's pipe is stalled, the supervisor is not heard.
-    fn wait(&mut self, channel: &Channel, signals: &Signals, stalled: bool) {
+    /// Asks for more actions once those that came have room in the log: while its pipe is stalled, the supervisor sends no
+    /// more, and the command waits.
+    fn answer_actions(&mut self, channel: &mut Channel) {
+        if self.unanswered > 0 && self.log.has_room() {
+            let messages = std::mem::take(&mut self.unanswered);
+            let _ = channel.queue(&FromRecorder::Taken { messages });
+        }
+    }
+
+    /// Waits for something to do.
+    fn wait(&mut self, channel: &Channel, signals: &Signals) {
         let mut awaited = vec![
             Awaited {
                 fd: channel.stream().as_fd(),
-                read: !stalled,
+                read: true,
                 write: channel.queued() > 0,
             },
             Awaited::read(signals.as_fd()),
@@ -665,7 +671,7 @@ impl Recorder {
             awaited.push(Awaited::read(registration.as_fd()));
         }
         let others = awaited.len();
-        let mut patience = if stalled { STALLED_TICK } else { TICK };
+        let mut patience = if self.unanswered > 0 { STALLED_TICK } else { TICK };
         if let Some(steps) = &self.steps {
             awaited.extend(steps.awaited(channel));
             patience = patience.min(steps.next_deadline().unwrap_or(patience));
@@ -676,7 +682,8 @@ impl Recorder {
         }
     }
 
-    fn end(&self, ended: Ended) -> CompletionRecord {
+    fn end(&mut self, ended: Ended) -> CompletionRecord {
+        self.log.missed(ended.unreadable, ended.lost);
         CompletionRecord {
             reason: ended.reason.unwrap_or(Reason::SandboxLost),
             exit_code: Some(ended.exit_code),

@@ -12,6 +12,8 @@ use agentsandbox_api::gateway::{CA_VARIABLES, PATH_CA_BUNDLE};
 use agentsandbox_api::names;
 use agentsandbox_api::run::{CommandSpec, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
+use super::capture::Capturing;
+use super::usage::OWN_TASKS;
 use crate::sys::{self, Limit};
 
 /// How much of standard error is remembered.
@@ -55,31 +57,28 @@ pub struct Start<'a> {
 }
 
 /// Starts the command.
-pub fn start(spec: &CommandSpec) -> Result<Child, NotStarted> {
-    let mut child = spawn(
+pub fn start(spec: &CommandSpec, capturing: &Capturing) -> Result<Child, NotStarted> {
+    let (mut errors, stderr) = std::io::pipe().map_err(|error| not_started("", &spec.working_dir, &error))?;
+    let pid = spawn(
         spec,
         Start {
             argv: &spec.argv,
             env: &spec.env,
             working_dir: &spec.working_dir,
             step: None,
-            stdio: [Stdio::null(), Stdio::inherit(), Stdio::piped()],
+            stdio: [Stdio::null(), Stdio::inherit(), stderr.into()],
         },
+        capturing,
     )?;
     let (send, tail) = channel();
-    if let Some(mut pipe) = child.stderr.take() {
-        std::thread::spawn(move || {
-            let _ = send.send(pass_on(&mut pipe));
-        });
-    }
-    Ok(Child {
-        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
-        tail,
-    })
+    std::thread::spawn(move || {
+        let _ = send.send(pass_on(&mut errors));
+    });
+    Ok(Child { pid, tail })
 }
 
-/// Starts a process of the run's user, bounded, in a session and group of its own. Every one is born here.
-pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child, NotStarted> {
+/// Starts a process of the run's user, bounded, in a session and group of its own; its number. Every one is born here.
+pub fn spawn(spec: &CommandSpec, start: Start<'_>, capturing: &Capturing) -> Result<i32, NotStarted> {
     let Some((program, arguments)) = start.argv.split_first() else {
         return Err(NotStarted {
             exit_code: EXIT_NOT_FOUND,
@@ -112,7 +111,8 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child
         command.env(names::ENV_STEP, step.to_string());
     }
     let (processes, file_size, root) = (
-        u64::from(spec.processes),
+        // The kernel counts all tasks of the user, the supervisor's too.
+        u64::from(spec.processes) + OWN_TASKS,
         spec.workspace_bytes.max(spec.tmp_bytes),
         spec.uid == 0,
     );
@@ -128,8 +128,8 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>) -> Result<std::process::Child
             sys::set_limit(Limit::Processes, processes)
         }
     });
-    command
-        .spawn()
+    capturing
+        .spawn(command, start.argv)
         .map_err(|error| not_started(program, start.working_dir, &error))
 }
 

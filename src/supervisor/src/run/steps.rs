@@ -14,6 +14,7 @@ use agentsandbox_api::step::{EXIT_TIMEOUT, StepCommand, StepEnd, StepNews, StepO
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::capture::Capturing;
 use super::child::{self, NotStarted, Start};
 use super::files;
 use super::tree;
@@ -54,9 +55,19 @@ struct Step {
 
 impl Steps {
     /// Does what the recorder asks.
-    pub fn obey(&mut self, spec: &CommandSpec, number: u64, order: StepOrder, channel: &mut Channel) {
+    pub fn obey(
+        &mut self,
+        spec: &CommandSpec,
+        number: u64,
+        order: StepOrder,
+        capturing: &Capturing,
+        channel: &mut Channel,
+    ) {
         match order {
-            StepOrder::Start(command) => self.start(spec, number, &command, channel),
+            StepOrder::Start(command) => {
+                let started = start(spec, number, &command, capturing);
+                self.started(number, started, channel);
+            }
             StepOrder::Cancel => {
                 if let Some(step) = self.running.remove(&number) {
                     // The number of a process that was reaped may be another's by now.
@@ -86,8 +97,8 @@ impl Steps {
         }
     }
 
-    fn start(&mut self, spec: &CommandSpec, number: u64, command: &StepCommand, channel: &mut Channel) {
-        match start(spec, number, command) {
+    fn started(&mut self, number: u64, step: Result<Step, NotStarted>, channel: &mut Channel) {
+        match step {
             Ok(step) => {
                 let pid = u32::try_from(step.pid).unwrap_or_default();
                 self.running.insert(number, step);
@@ -231,7 +242,12 @@ impl Step {
     }
 }
 
-fn start(spec: &CommandSpec, number: u64, command: &StepCommand) -> Result<Step, NotStarted> {
+fn start(
+    spec: &CommandSpec,
+    number: u64,
+    command: &StepCommand,
+    capturing: &Capturing,
+) -> Result<Step, NotStarted> {
     let failed = |message: String| NotStarted {
         exit_code: agentsandbox_api::run::EXIT_NOT_EXECUTABLE,
         message,
@@ -242,48 +258,29 @@ fn start(spec: &CommandSpec, number: u64, command: &StepCommand) -> Result<Step,
     }
     let mut env = spec.env.clone();
     env.extend(command.env.clone());
-    let output = || {
-        if command.detached {
-            Stdio::inherit()
-        } else {
-            Stdio::piped()
-        }
-    };
-    let stdin = if command.stdin {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    };
-    let mut child = child::spawn(
+    let pipes = |error: std::io::Error| failed(format!("the step's pipes: {error}"));
+    let (stdin, to_stdin) = input_of(command.stdin).map_err(pipes)?;
+    let (stdout, from_stdout) = output_of(command.detached).map_err(pipes)?;
+    let (stderr, from_stderr) = output_of(command.detached).map_err(pipes)?;
+    let pid = child::spawn(
         spec,
         Start {
             argv: &command.argv,
             env: &env,
             working_dir,
             step: Some(number),
-            stdio: [stdin, output(), output()],
+            stdio: [stdin, stdout, stderr],
         },
+        capturing,
     )?;
-    let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
-    let pipes = (|| {
-        Ok((
-            child.stdin.take().map(|pipe| ours(pipe.into())).transpose()?,
-            child.stdout.take().map(|pipe| ours(pipe.into())).transpose()?,
-            child.stderr.take().map(|pipe| ours(pipe.into())).transpose()?,
-        ))
-    })();
-    let (stdin, stdout, stderr) = pipes.map_err(|error: std::io::Error| {
-        tree::kill(Some(pid), number);
-        failed(format!("the step's pipes: {error}"))
-    })?;
     Ok(Step {
         pid,
-        stdin,
+        stdin: to_stdin,
         input: VecDeque::new(),
         input_ended: false,
         taken: 0,
-        stdout,
-        stderr,
+        stdout: from_stdout,
+        stderr: from_stderr,
         room: WINDOW_BYTES,
         kill_at: command
             .timeout_seconds
@@ -291,6 +288,24 @@ fn start(spec: &CommandSpec, number: u64, command: &StepCommand) -> Result<Step,
         timed_out: false,
         ended: None,
     })
+}
+
+/// A step's standard input, and our end of it if it has any.
+fn input_of(open: bool) -> std::io::Result<(Stdio, Option<std::fs::File>)> {
+    if !open {
+        return Ok((Stdio::null(), None));
+    }
+    let (reader, writer) = std::io::pipe()?;
+    Ok((reader.into(), Some(ours(writer.into())?)))
+}
+
+/// A step's standard output or error, and our end of it unless it goes where the container's goes.
+fn output_of(detached: bool) -> std::io::Result<(Stdio, Option<std::fs::File>)> {
+    if detached {
+        return Ok((Stdio::inherit(), None));
+    }
+    let (reader, writer) = std::io::pipe()?;
+    Ok((writer.into(), Some(ours(reader.into())?)))
 }
 
 /// Our end of a pipe, on which nothing waits.

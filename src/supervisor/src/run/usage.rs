@@ -56,11 +56,6 @@ impl Meter {
         (processes, unbounded)
     }
 
-    /// Memory in use now, in bytes.
-    pub fn memory_now() -> Option<u64> {
-        number("memory.current").or_else(|| number("memory/memory.usage_in_bytes"))
-    }
-
     /// Whether the kernel killed for memory since the start.
     pub fn was_oom_killed(&self) -> bool {
         Self::oom_kills() > self.oom_kills_before
@@ -122,8 +117,16 @@ impl Meter {
     }
 }
 
-/// Tasks of the supervisor itself: its main thread and the one that passes standard error on.
-const OWN_TASKS: u64 = 2;
+/// Memory in use now, in bytes, where the kernel says so: without what it could give back at once.
+pub fn memory() -> Option<u64> {
+    let used = number("memory.current").or_else(|| number("memory/memory.usage_in_bytes"))?;
+    let cache =
+        keyed("memory.stat", "inactive_file").or_else(|| keyed("memory/memory.stat", "total_inactive_file"));
+    Some(used.saturating_sub(cache.unwrap_or_default()))
+}
+
+/// Tasks of the supervisor itself: its main thread, the one that passes standard error on, and the two of the capture.
+pub const OWN_TASKS: u64 = 4;
 
 fn text(file: &str) -> Option<String> {
     std::fs::read_to_string(Path::new(ROOT).join(file)).ok()

@@ -5,14 +5,22 @@ pub mod frame;
 pub mod options;
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use agentsandbox_api::names::{PATH_RECORDER_STATE, PATH_STEPS};
 use agentsandbox_api::step::{EXIT_REFUSED, PIECE_BYTES};
 
 use frame::{Kind, Outcome, Request};
 use options::Asked;
+
+/// A caller that has sent nothing for so long has nothing under way.
+const REST_PAUSE: Duration = Duration::from_millis(500);
+/// Input that nobody wants is taken for so long at most.
+const REST_MAX: Duration = Duration::from_secs(10);
 
 /// Takes one step; returns the exit code.
 pub fn step(arguments: &[&str]) -> i32 {
@@ -96,9 +104,12 @@ fn ask(request: &Request) -> Result<UnixStream, Refusal> {
 fn take(Asked { command, attended }: Asked) -> Result<i32, Refusal> {
     let stdin = command.stdin;
     let mut recorder = ask(&Request::Step(command))?;
+    let (sign, signs) = sync_channel(1);
     if stdin {
         let mut writer = recorder.try_clone().map_err(|_| ended())?;
-        std::thread::spawn(move || pass_input(&mut writer));
+        std::thread::spawn(move || pass_input(&mut writer, &sign));
+    } else {
+        drop(sign);
     }
     if attended {
         std::thread::spawn(leave_with_caller);
@@ -111,7 +122,10 @@ fn take(Asked { command, attended }: Asked) -> Result<i32, Refusal> {
             Kind::Error => err.write_all(&content),
             Kind::Outcome => {
                 drop(err);
-                return outcome(&content, &mut out);
+                let ended = outcome(&content, &mut out);
+                let _ = recorder.shutdown(Shutdown::Both);
+                take_rest(&signs);
+                return ended;
             }
             _ => Ok(()),
         };
@@ -153,17 +167,26 @@ fn leave_with_caller() {
     }
 }
 
-/// Passes standard input on to its end. A recorder that is gone is noticed by who waits for the outcome.
-fn pass_input(recorder: &mut UnixStream) {
+/// Waits until the caller sends no more. A runtime that still has input for a process that has left may wait for ever, and
+/// its caller with it.
+fn take_rest(signs: &Receiver<()>) {
+    let until = Instant::now() + REST_MAX;
+    while signs.recv_timeout(REST_PAUSE).is_ok() && Instant::now() < until {}
+}
+
+/// Passes standard input on to its end, and goes on to take it when nobody wants it any more; each piece gives a sign. A
+/// recorder that is gone is noticed by who waits for the outcome.
+fn pass_input(recorder: &mut UnixStream, sign: &SyncSender<()>) {
+    let mut wanted = true;
     let mut input = io::stdin().lock();
     let mut buffer = vec![0; PIECE_BYTES];
     loop {
         match input.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => {
-                if frame::write(recorder, Kind::Input, &buffer[..length]).is_err() {
-                    return;
-                }
+                wanted = wanted && frame::write(recorder, Kind::Input, &buffer[..length]).is_ok();
+                // One that nobody has looked at yet says as much.
+                let _ = sign.try_send(());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => break,

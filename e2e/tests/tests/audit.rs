@@ -1,0 +1,246 @@
+//! The action log of real runs: what it tells, what it leaves out, and who tries to escape it.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use agentsandbox_action_log::verify::{Expected, verify};
+use agentsandbox_api::action::Means;
+use agentsandbox_api::names;
+use agentsandbox_api::reason::Reason;
+use agentsandbox_api::sandbox::{AgentSandboxStatus, AuditStatus};
+use e2e::Harness;
+use e2e::harness::repository;
+use serde_json::{Value, json};
+
+/// A run that has ended: its status, and its log by lines.
+struct Logged {
+    status: AgentSandboxStatus,
+    audit: AuditStatus,
+    records: Vec<Value>,
+    output: String,
+}
+
+impl Logged {
+    /// Records of one activity.
+    fn of(&self, activity: &str) -> Vec<&Value> {
+        self.records
+            .iter()
+            .filter(|record| record["activity"] == activity)
+            .collect()
+    }
+
+    /// Where the first record stands of which these fields have these values.
+    fn place(&self, fields: &Value) -> usize {
+        let fits = |record: &Value| {
+            let mut fields = fields.as_object().unwrap().iter();
+            fields.all(|(name, value)| record[name] == *value)
+        };
+        let found = self.records.iter().position(fits);
+        assert!(found.is_some(), "no record has {fields}: {:#?}", self.records);
+        found.unwrap()
+    }
+}
+
+/// Runs a script to its end, and reads its log, which must be what the status says.
+async fn run(harness: &Harness, policy: &str, script: &str, arguments: &[&str]) -> Logged {
+    let file = repository().join("e2e/tests/scripts").join(script);
+    let mut command = vec!["python3", script];
+    command.extend(arguments);
+    let name = format!("{}-{policy}", script.trim_end_matches(".py"));
+    harness
+        .sandbox(
+            &name,
+            json!({
+                "policyRef": {"name": policy}, "command": command,
+                "files": [{"path": script, "content": std::fs::read_to_string(file).unwrap()}],
+            }),
+        )
+        .await
+        .unwrap();
+    let status = harness.finished(&name).await.unwrap();
+    let log = harness.log_of(&name, names::CONTAINER_RECORDER).await.unwrap();
+    let output = harness.log_of(&name, "agent").await.unwrap_or_default();
+    let audit = status.audit.clone().unwrap_or_default();
+    let expected = Expected {
+        records: u64::try_from(audit.records).unwrap(),
+        head: audit.head.clone(),
+    };
+    let report = verify(&log, Some(&expected));
+    assert!(report.broken.is_none(), "{name}: {report:?}\n{status:?}");
+    assert_eq!(audit.lost, 0);
+    Logged {
+        status,
+        audit,
+        records: log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
+        output,
+    }
+}
+
+async fn harness(test: &str) -> Harness {
+    let harness = Harness::start(test).await.unwrap();
+    harness.usual_policies().await.unwrap();
+    harness
+}
+
+/// Each runtime class, and by which means actions are captured there.
+const MEANS: [(&str, Means); 2] = [("runc", Means::SeccompNotify), ("gvisor", Means::Ptrace)];
+
+#[tokio::test]
+async fn a_runs_actions_are_told_in_order() {
+    let harness = harness("actions").await;
+    for (class, means) in MEANS {
+        let logged = run(&harness, class, "actions.py", &[]).await;
+        let capture = &logged.audit.capture;
+        assert_eq!(
+            (capture.commands, capture.files, capture.network),
+            (means, means, means)
+        );
+        let pid: u32 = logged.output.trim().parse().unwrap();
+        let inside = |path: &str| format!("{}/{path}", names::PATH_WORKSPACE);
+        let order = [
+            json!({"activity": "begin", "sandbox": format!("actions-{class}"), "policy": class}),
+            json!({"activity": "exec", "basis": "claimed", "pid": pid, "argv": ["python3", "actions.py"]}),
+            json!({"activity": "exec", "basis": "observed", "pid": pid, "argv": ["python3", "actions.py"]}),
+            json!({"activity": "open", "pid": pid, "path": inside("made")}),
+            json!({"activity": "rename", "pid": pid, "path": inside("made"), "to": inside("moved")}),
+            json!({"activity": "makeFolder", "pid": pid, "path": inside("folder")}),
+            json!({"activity": "exec", "basis": "claimed", "path": "/usr/bin/sh"}),
+            json!({"activity": "exit", "code": 3}),
+            json!({"activity": "connect", "pid": pid, "address": "203.0.113.9", "port": 443}),
+            json!({"activity": "connect", "pid": pid, "address": "203.0.113.10", "port": 80}),
+            json!({"activity": "connect", "pid": pid, "address": "203.0.113.53", "port": 53, "transport": "Udp"}),
+            json!({"activity": "remove", "pid": pid, "path": inside("moved")}),
+            json!({"activity": "exit", "pid": pid, "code": 0}),
+            json!({"activity": "change", "change": "created", "path": "kept", "size": 3,
+                   "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}),
+            json!({"activity": "changes", "files": 1, "unlisted": 0}),
+            json!({"activity": "end", "reason": "Completed", "exitCode": 0}),
+        ];
+        let places: Vec<usize> = order.iter().map(|fields| logged.place(fields)).collect();
+        assert!(places.is_sorted(), "{class}: {places:?}\n{:#?}", logged.records);
+        // What is only read is not told, and what looks like a secret is not told either.
+        let whole = serde_json::to_string(&logged.records).unwrap();
+        assert!(
+            !whole.contains("/etc/hostname") && !whole.contains("sk-aaaa"),
+            "{whole}"
+        );
+        let usage = logged.status.usage.unwrap();
+        assert_eq!(
+            (usage.commands, usage.files_changed),
+            (Some(2), Some(1)),
+            "{class}"
+        );
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_reaches_process_one_or_its_log() {
+    let harness = harness("reach").await;
+    let port = names::PORT_CONTROL.to_string();
+    for (class, means) in MEANS {
+        let logged = run(&harness, class, "reach.py", &[&port]).await;
+        let result = logged.status.result.clone().unwrap();
+        assert_eq!(
+            (result.reason, result.exit_code),
+            (Some(Reason::NonZeroExit), Some(7)),
+            "{class}: {result:?}\n{}",
+            logged.output
+        );
+        let outcomes = logged
+            .output
+            .lines()
+            .find_map(|line| line.strip_prefix("RESULT "));
+        let outcomes: Value = serde_json::from_str(outcomes.unwrap()).unwrap();
+        println!("{class}: {outcomes}");
+        for (name, outcome) in outcomes.as_object().unwrap() {
+            let expected: &[&str] = match name.as_str() {
+                "io_uring_setup" | "openat2" | "userfaultfd" | "x32 getpid" => &["ENOSYS"],
+                // A kernel without the 32-bit ABI ends who tries.
+                "32-bit kill" => &["ENOSYS", "-4", "-11"],
+                // One filter of a process's may have a listener; who is traced can have none.
+                "seccomp listener" if means == Means::SeccompNotify => &["EBUSY"],
+                "seccomp listener" => &["EINVAL"],
+                "program by memfd" | "program by execveat" => &["0"],
+                "recorder" => &["closed", "ECONNREFUSED", "ECONNRESET"],
+                "/dev/termination-log" => &["done", "EACCES", "ENOENT", "EROFS"],
+                path if path.starts_with("/proc/1/") => &["EACCES", "EPERM", "ENOENT"],
+                _ => &["EPERM"],
+            };
+            assert!(
+                expected.contains(&outcome.as_str().unwrap()),
+                "{class}, {name}: {outcome}"
+            );
+        }
+        let refused = logged.of("refused");
+        for call in [
+            "kill(1, 9)",
+            "ptrace(16, 1)",
+            "pidfd_open(1, 0)",
+            "setpriority(2, 0)",
+        ] {
+            assert!(
+                refused.iter().any(|record| record["call"] == call),
+                "{class}, {call}: {refused:#?}"
+            );
+        }
+        for argument in ["by-memfd", "by-execveat", "after-all"] {
+            let seen = logged
+                .of("exec")
+                .into_iter()
+                .any(|exec| exec["argv"][1] == argument);
+            assert!(seen, "{class}: {argument} is not in the log");
+        }
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_leaves_room_for_what_matters_and_is_counted() {
+    let harness = harness("flood").await;
+    let logged = run(&harness, "runc", "flood.py", &["60000"]).await;
+    assert_eq!(
+        logged.status.result.clone().unwrap().reason,
+        Some(Reason::Completed)
+    );
+    assert!(logged.audit.suppressed > 10_000, "{:?}", logged.audit);
+    let opened = i64::try_from(logged.of("open").len()).unwrap();
+    assert!(
+        opened + logged.audit.suppressed >= 60_000,
+        "{opened}, {:?}",
+        logged.audit
+    );
+    assert_eq!(logged.of("connect").len(), 1);
+    let told: u64 = logged
+        .of("suppressed")
+        .iter()
+        .map(|record| record["records"].as_u64().unwrap())
+        .sum();
+    assert_eq!(i64::try_from(told).unwrap(), logged.audit.suppressed);
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_hides_is_counted_and_ended_where_the_policy_demands_capture() {
+    let harness = harness("hidden").await;
+    for (class, minimum) in [("runc", "Container"), ("gvisor", "UserspaceKernel")] {
+        let name = format!("audited-{class}");
+        let spec = json!({
+            "isolation": {"runtimeClassName": class, "minimum": minimum},
+            "defaults": {"resources": {"cpu": "200m", "memory": "128Mi"}, "limits": {"runtimeSeconds": 60}},
+            "audit": {"require": {"commands": true, "files": true, "network": true}},
+        });
+        harness.policy(&name, spec).await.unwrap();
+        let seen = run(&harness, &name, "actions.py", &[]).await;
+        let reason = seen.status.result.unwrap().reason;
+        assert_eq!(reason, Some(Reason::Completed), "{class}");
+    }
+    let tolerated = run(&harness, "runc", "hidden.py", &[]).await;
+    assert_eq!(tolerated.status.result.unwrap().reason, Some(Reason::Completed));
+    assert!(tolerated.audit.unreadable > 0, "{:?}", tolerated.audit);
+    let ended = run(&harness, "audited-runc", "hidden.py", &[]).await;
+    let result = ended.status.result.unwrap();
+    assert_eq!(result.reason, Some(Reason::AuditUnavailable), "{result:?}");
+    harness.finish().await.unwrap();
+}

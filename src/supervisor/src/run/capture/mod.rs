@@ -1,0 +1,206 @@
+//! What the user's processes do, as the supervisor sees it: programs they execute, files they write, connections they
+//! attempt; and the filter that keeps them from reaching the supervisor.
+
+mod calls;
+mod filter;
+mod launch;
+mod notify;
+mod ptrace;
+mod queue;
+mod read;
+mod see;
+mod sys;
+mod trace;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentsandbox_api::action::{Action, Capture, Means};
+use agentsandbox_api::run::{FromRecorder, FromSupervisor};
+
+use crate::protocol::{Channel, Received};
+use crate::sys::{Awaited, Reaped, Signals};
+use launch::Launcher;
+use queue::Queue;
+use trace::Ends;
+
+pub use queue::Figures;
+pub use read::{image, parent};
+
+/// Stack of each of our threads.
+const STACK_BYTES: usize = 256 << 10;
+/// Actions of one message, in bytes as JSON: a message is at most twice as long.
+const BATCH_BYTES: usize = 32 << 10;
+/// So many messages are sent before the recorder says that it has written one down: a stalled log fills the queue, and not
+/// the connection, by which the end must still be told.
+const MESSAGES_MAX: u32 = 8;
+/// How long the recorder may take for what is left at the end.
+const LAST_ACTIONS: Duration = Duration::from_secs(3);
+
+/// The capture of one run.
+pub struct Capturing {
+    launcher: Launcher,
+    queue: Arc<Queue>,
+    means: Means,
+    reaping: Reaping,
+    /// Messages that the recorder has not said to have taken.
+    unanswered: u32,
+}
+
+/// Who waits for children.
+enum Reaping {
+    /// The main loop, when one of their signals has come.
+    Here(Signals),
+    /// The tracer, which tells it.
+    Told(Arc<Ends>),
+}
+
+impl Capturing {
+    /// Chooses the means by trying: the kernel's own name says nothing. Fails if not even the filter can be had.
+    pub fn begin() -> io::Result<Self> {
+        let queue = Arc::new(Queue::new()?);
+        let children = || Signals::take(&[libc::SIGCHLD]);
+        let (launcher, means, reaping) = if let Ok(launcher) = by_notification(&queue) {
+            (launcher, Means::SeccompNotify, Reaping::Here(children()?))
+        } else if let Ok((launcher, ends)) = trace::begin(&queue, children()?) {
+            (launcher, Means::Ptrace, Reaping::Told(ends))
+        } else {
+            let (launcher, _, _) = Launcher::begin(|| sys::install(&filter::program(None), false))?;
+            (launcher, Means::None, Reaping::Here(children()?))
+        };
+        Ok(Self {
+            launcher,
+            queue,
+            means,
+            reaping,
+            unanswered: 0,
+        })
+    }
+
+    /// What is captured, and how.
+    pub fn means(&self) -> Capture {
+        Capture {
+            commands: self.means,
+            files: self.means,
+            network: self.means,
+        }
+    }
+
+    /// Starts a process of the user; its number.
+    pub fn spawn(&self, command: Command, argv: &[String]) -> io::Result<i32> {
+        let path = command.get_program().to_string_lossy().into_owned();
+        self.launcher.spawn(command, (path, argv.to_vec()))
+    }
+
+    /// A child that has ended.
+    pub fn reap(&self) -> Reaped {
+        match &self.reaping {
+            Reaping::Here(children) => {
+                while children.next().is_some() {}
+                let reaped = crate::sys::reap();
+                if let Reaped::One(ended) = &reaped {
+                    self.note_exit(ended);
+                }
+                reaped
+            }
+            Reaping::Told(ends) => ends.next(),
+        }
+    }
+
+    /// What to wait for: children's ends, and actions that the recorder has room for.
+    pub fn awaited(&self) -> Vec<Awaited<'_>> {
+        let mut awaited = vec![Awaited::read(match &self.reaping {
+            Reaping::Here(children) => children.as_fd(),
+            Reaping::Told(ends) => ends.bell().as_fd(),
+        })];
+        if self.unanswered < MESSAGES_MAX {
+            awaited.push(Awaited::read(self.queue.as_fd()));
+        }
+        awaited
+    }
+
+    /// Writes down what the supervisor itself did or saw.
+    pub fn note(&self, action: Action) {
+        self.queue.push(action);
+    }
+
+    /// Writes down that a process has ended, if it executed anything.
+    fn note_exit(&self, ended: &crate::sys::Ended) {
+        let pid = u32::try_from(ended.pid).unwrap_or_default();
+        if self.queue.has_executed(pid) {
+            self.queue.push(Action::Exit {
+                pid,
+                code: ended.code,
+                signal: ended.signal,
+            });
+        }
+    }
+
+    /// Sends what the recorder has room for, without waiting.
+    pub fn pump(&mut self, channel: &mut Channel) -> io::Result<()> {
+        while self.unanswered < MESSAGES_MAX {
+            let actions = self.queue.take(BATCH_BYTES);
+            if actions.is_empty() {
+                break;
+            }
+            channel.queue(&FromSupervisor::Actions { actions })?;
+            self.unanswered += 1;
+        }
+        channel.flush()
+    }
+
+    /// The recorder has written so many messages down.
+    pub fn taken(&mut self, messages: u32) {
+        self.unanswered = self.unanswered.saturating_sub(messages);
+    }
+
+    /// Sends all that is left, once nothing of the user's lives; what the recorder does not take in time is lost, and
+    /// counted.
+    pub fn finish(&mut self, channel: Option<&mut Channel>, last: Vec<Action>) -> Figures {
+        for action in last {
+            self.queue.push(action);
+        }
+        self.queue.close();
+        if let Some(channel) = channel {
+            let until = Instant::now() + LAST_ACTIONS;
+            while Instant::now() < until && self.pump(channel).is_ok() && !self.queue.is_empty() {
+                match channel.receive::<FromRecorder>() {
+                    Received::Message(FromRecorder::Taken { messages }) => self.taken(messages),
+                    Received::Broken => break,
+                    Received::Message(_) => {}
+                    Received::Nothing => {
+                        crate::sys::wait_readable(&[channel.stream().as_fd()], Duration::from_millis(20));
+                    }
+                }
+            }
+        }
+        self.queue.give_up();
+        self.queue.figures()
+    }
+
+    /// Why the capture has broken down, if so: then nobody answers system calls any more.
+    pub fn failure(&self) -> Option<String> {
+        self.queue.failure()
+    }
+
+    /// What it counted.
+    pub fn figures(&self) -> Figures {
+        self.queue.figures()
+    }
+}
+
+/// The kernel asks a thread of ours about each call.
+fn by_notification(queue: &Arc<Queue>) -> io::Result<Launcher> {
+    let (launcher, listener, launching) = Launcher::begin(|| {
+        let listener = sys::install(&filter::program(Some(filter::NOTIFY)), true)?;
+        listener.ok_or_else(|| io::ErrorKind::Unsupported.into())
+    })?;
+    let served = queue.clone();
+    std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(move || notify::serve(&listener, &served, &launching))?;
+    Ok(launcher)
+}

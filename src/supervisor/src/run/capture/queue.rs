@@ -1,0 +1,232 @@
+//! What was seen and not yet sent: never dropped while the run lasts, and bounded, because whoever acts while it is full is
+//! not let go on before there is room again. So it holds at most one record more for each thread that there may be.
+
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use agentsandbox_api::action::{Action, Seen};
+
+use super::sys::Bell;
+use crate::sys::now_ms;
+
+/// Most records that wait.
+const RECORDS_MAX: usize = 4096;
+/// Most bytes of them, as JSON.
+const BYTES_MAX: usize = 1 << 20;
+/// From this share on the main loop is woken, in percent.
+const WAKE_PERCENT: usize = 25;
+/// So many processes are remembered for their exit; of more only the program is recorded.
+const EXECUTED_MAX: usize = 16 << 10;
+
+/// The queue between whoever sees and the main loop, which sends.
+pub struct Queue {
+    state: Mutex<State>,
+    bell: Bell,
+}
+
+#[derive(Default)]
+struct State {
+    /// Each with its length as JSON.
+    waiting: VecDeque<(Seen, usize)>,
+    bytes: usize,
+    closed: bool,
+    figures: Figures,
+    executed: HashSet<u32>,
+    failed: Option<String>,
+}
+
+/// What the queue counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Actions of which path or arguments could not be read.
+    pub unreadable: u64,
+    /// Actions that came after the queue was closed, or were not sent before the end.
+    pub lost: u64,
+}
+
+impl Queue {
+    /// Empty.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            state: Mutex::default(),
+            bell: Bell::new()?,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what was seen now; once closed, counts it as lost.
+    pub fn push(&self, action: Action) {
+        let (seen, length) = measured(action);
+        let mut state = self.state();
+        if state.closed {
+            state.figures.lost += 1;
+            return;
+        }
+        state.add(seen, length);
+        let much = state.bytes * 100 > BYTES_MAX * WAKE_PERCENT;
+        if much || state.waiting.len() * 100 > RECORDS_MAX * WAKE_PERCENT {
+            self.bell.ring();
+        }
+    }
+
+    /// Whether whoever acts must wait until some of it is taken.
+    pub fn is_full(&self) -> bool {
+        let state = self.state();
+        !state.closed && (state.waiting.len() >= RECORDS_MAX || state.bytes >= BYTES_MAX)
+    }
+
+    /// Takes what fits into so many bytes, the oldest first; one record in any case.
+    pub fn take(&self, bytes: usize) -> Vec<Seen> {
+        let (mut taken, mut room) = (Vec::new(), bytes);
+        let mut state = self.state();
+        while let Some((_, length)) = state.waiting.front() {
+            if *length > room && !taken.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(*length);
+            if let Some((seen, length)) = state.waiting.pop_front() {
+                state.bytes -= length;
+                taken.push(seen);
+            }
+        }
+        if state.waiting.is_empty() {
+            self.bell.hush();
+        }
+        taken
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.state().waiting.is_empty()
+    }
+
+    /// Takes nothing more, and holds nobody up any more.
+    pub fn close(&self) {
+        self.state().closed = true;
+    }
+
+    /// Gives up what still waits, and counts it.
+    pub fn give_up(&self) {
+        let mut state = self.state();
+        state.figures.lost += state.waiting.len() as u64;
+        state.waiting.clear();
+        state.bytes = 0;
+    }
+
+    /// Counts an action that can't be read.
+    pub fn unreadable(&self) {
+        self.state().figures.unreadable += 1;
+    }
+
+    /// Remembers a process that executes a program.
+    pub fn executed(&self, pid: u32) {
+        let mut state = self.state();
+        if state.executed.len() < EXECUTED_MAX {
+            state.executed.insert(pid);
+        }
+    }
+
+    /// Whether a process that has ended executed a program; asked once.
+    pub fn has_executed(&self, pid: u32) -> bool {
+        self.state().executed.remove(&pid)
+    }
+
+    /// The capture has broken down.
+    pub fn fail(&self, why: String) {
+        self.state().failed = Some(why);
+        self.bell.ring();
+    }
+
+    /// Why it has broken down, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.state().failed.clone()
+    }
+
+    /// What it counted.
+    pub fn figures(&self) -> Figures {
+        self.state().figures
+    }
+}
+
+fn measured(action: Action) -> (Seen, usize) {
+    let seen = Seen {
+        at_ms: now_ms(),
+        action,
+    };
+    let length = serde_json::to_vec(&seen).map_or(0, |json| json.len());
+    (seen, length)
+}
+
+impl State {
+    fn add(&mut self, seen: Seen, length: usize) {
+        self.bytes += length;
+        self.waiting.push_back((seen, length));
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(pid: u32) -> Action {
+        Action::Open {
+            pid,
+            path: "/x".to_owned(),
+        }
+    }
+
+    #[test]
+    fn order_is_kept_and_a_batch_is_bounded() {
+        let queue = Queue::new().unwrap();
+        (0..100).for_each(|pid| queue.push(open(pid)));
+        let mut all = Vec::new();
+        loop {
+            let batch = queue.take(200);
+            if batch.is_empty() {
+                break;
+            }
+            assert!(batch.len() < 10);
+            all.extend(batch.into_iter().map(|seen| seen.action));
+        }
+        assert_eq!(all, (0..100).map(open).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_full_queue_says_so_until_some_is_taken_and_counts_what_comes_too_late() {
+        let queue = Queue::new().unwrap();
+        (0..RECORDS_MAX).for_each(|_| queue.push(open(1)));
+        assert!(queue.is_full());
+        queue.take(100);
+        assert!(!queue.is_full());
+        queue.push(open(1));
+        queue.close();
+        assert!(!queue.is_full());
+        queue.push(open(1));
+        let waiting = queue.state().waiting.len();
+        queue.give_up();
+        assert_eq!(queue.figures().lost, waiting as u64 + 1);
+        assert!(queue.take(100).is_empty());
+    }
+
+    #[test]
+    fn a_large_record_fills_it_as_many_small_ones_do() {
+        let queue = Queue::new().unwrap();
+        while !queue.is_full() {
+            queue.push(Action::Open {
+                pid: 1,
+                path: "x".repeat(4096),
+            });
+        }
+        assert!(queue.state().waiting.len() < RECORDS_MAX);
+    }
+}

@@ -1,0 +1,378 @@
+//! Bounded reads of what another process passes to the kernel. Everything read is the adversary's.
+
+use std::io;
+
+use super::calls::Place;
+use super::sys;
+
+/// Most bytes of one record's texts.
+pub const TEXT_MAX: usize = 4096;
+/// Most arguments of a program.
+const ARGUMENTS_MAX: usize = 256;
+/// Reads end at the end of a page: the next one may not be there.
+const PAGE: u64 = 4096;
+/// Most texts are short.
+const FIRST_PIECE: usize = 256;
+const AT_FDCWD: i32 = libc::AT_FDCWD;
+
+/// A text, and whether it was longer.
+pub struct Text {
+    pub bytes: Vec<u8>,
+    pub cut: bool,
+}
+
+/// How memory of a stopped thread is read.
+pub trait Memory {
+    /// Reads as much as can be read in one piece.
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize>;
+}
+
+/// Memory of a thread that waits for the listener.
+pub struct OfThread(pub u32);
+
+impl Memory for OfThread {
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
+        sys::read_memory(self.0, address, into)
+    }
+}
+
+/// The text at an address, up to its NUL, at most so long.
+pub fn text(memory: &impl Memory, address: u64, longest: usize) -> io::Result<Text> {
+    let mut bytes = Vec::new();
+    let mut piece = [0; FIRST_PIECE];
+    while bytes.len() < longest {
+        let at = address.wrapping_add(bytes.len() as u64);
+        let to_page_end = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
+        let length = to_page_end.min(FIRST_PIECE).min(longest - bytes.len());
+        let read = memory.read(at, &mut piece[..length])?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Some(end) = piece[..read].iter().position(|byte| *byte == 0) {
+            bytes.extend_from_slice(&piece[..end]);
+            return Ok(Text { bytes, cut: false });
+        }
+        bytes.extend_from_slice(&piece[..read]);
+    }
+    Ok(Text { bytes, cut: true })
+}
+
+/// A vector of texts, at most so many bytes in all; and whether there was more.
+pub fn texts(memory: &impl Memory, address: u64, longest: usize) -> io::Result<(Vec<String>, bool)> {
+    let (mut found, mut room) = (Vec::new(), longest);
+    if address == 0 {
+        return Ok((found, false));
+    }
+    let mut pointers = [0; 16 * 8];
+    for chunk in (0_u64..).step_by(pointers.len()).take(ARGUMENTS_MAX / 16) {
+        let at = address.wrapping_add(chunk);
+        let to_page_end = usize::try_from(PAGE - at % PAGE).unwrap_or(8);
+        // Pointers that cross a page are read one by one below.
+        let mut read = memory.read(at, &mut pointers[..to_page_end.min(16 * 8)])?;
+        while read < pointers.len() {
+            let next = (read + 8).min(pointers.len()) / 8 * 8;
+            let begin = read;
+            match memory.read(at.wrapping_add(begin as u64), &mut pointers[begin..next]) {
+                Ok(more) if more > 0 => read = begin + more,
+                // The end of the vector may be the end of its memory.
+                _ => break,
+            }
+            if pointers[..read / 8 * 8].chunks_exact(8).any(|p| p == [0; 8]) {
+                break;
+            }
+        }
+        for pointer in pointers[..read / 8 * 8].chunks_exact(8) {
+            let pointer = u64::from_ne_bytes(pointer.try_into().unwrap_or_default());
+            if pointer == 0 {
+                return Ok((found, false));
+            }
+            if room == 0 {
+                return Ok((found, true));
+            }
+            let text = text(memory, pointer, room)?;
+            room -= text.bytes.len().min(room);
+            // An empty argument takes room too, as there may be many.
+            room = room.saturating_sub(1);
+            found.push(String::from_utf8_lossy(&text.bytes).into_owned());
+            if text.cut {
+                return Ok((found, true));
+            }
+        }
+        if read < pointers.len() {
+            return Ok((found, true));
+        }
+    }
+    Ok((found, true))
+}
+
+/// A path argument, made absolute where the folder it is relative to is known; and whether it was cut.
+pub fn path(
+    memory: &impl Memory,
+    thread: u32,
+    arguments: &[u64; 6],
+    place: Place,
+    longest: usize,
+) -> io::Result<(String, bool)> {
+    let Text { bytes, cut } = text(memory, arguments[usize::from(place.path)], longest)?;
+    let name = String::from_utf8_lossy(&bytes).into_owned();
+    if name.starts_with('/') {
+        return Ok((name, cut));
+    }
+    let folder = place.folder.map_or(AT_FDCWD, |folder| {
+        // The kernel takes the low half, as a signed number.
+        i32::from_ne_bytes(low(arguments[usize::from(folder)]).to_ne_bytes())
+    });
+    let link = if folder == AT_FDCWD {
+        format!("/proc/{thread}/cwd")
+    } else {
+        format!("/proc/{thread}/fd/{folder}")
+    };
+    let Ok(folder) = std::fs::read_link(link) else {
+        return Ok((name, cut));
+    };
+    let folder = folder.to_string_lossy();
+    let whole = match (name.as_str(), folder.as_ref()) {
+        ("", folder) => folder.to_owned(),
+        (name, "/") => format!("/{name}"),
+        (name, folder) => format!("{folder}/{name}"),
+    };
+    let end = whole.floor_char_boundary(longest);
+    Ok((whole[..end].to_owned(), cut || end < whole.len()))
+}
+
+/// The low half of a register.
+pub fn low(value: u64) -> u32 {
+    u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+/// Where a datagram or connection goes: an address and a port, or the path of a local socket.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub address: String,
+    pub port: Option<u16>,
+    /// Whether it is an IP address.
+    pub ip: bool,
+}
+
+/// A socket address; `None` for families that lead nowhere (`AF_UNSPEC`, netlink).
+pub fn peer(memory: &impl Memory, address: u64, length: u64) -> io::Result<Option<Peer>> {
+    let mut bytes = [0; 128];
+    let length = usize::try_from(low(length))
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let read = memory.read(address, &mut bytes[..length])?;
+    Ok(parse_peer(&bytes[..read]))
+}
+
+fn parse_peer(bytes: &[u8]) -> Option<Peer> {
+    let family = i32::from(u16::from_ne_bytes(bytes.first_chunk().copied()?));
+    let port = || Some(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
+    match family {
+        libc::AF_INET => {
+            let address: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+            Some(Peer {
+                address: std::net::Ipv4Addr::from(address).to_string(),
+                port: port(),
+                ip: true,
+            })
+        }
+        libc::AF_INET6 => {
+            let address: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+            Some(Peer {
+                address: std::net::Ipv6Addr::from(address).to_string(),
+                port: port(),
+                ip: true,
+            })
+        }
+        libc::AF_UNIX => {
+            let path = bytes.get(2..)?;
+            // An abstract name begins with NUL, and is written with `@` as everywhere.
+            let (prefix, path) = match path.split_first() {
+                Some((0, name)) => ("@", name),
+                _ => ("", path),
+            };
+            let end = path.iter().position(|byte| *byte == 0).unwrap_or(path.len());
+            Some(Peer {
+                address: format!("{prefix}{}", String::from_utf8_lossy(&path[..end])),
+                port: None,
+                ip: false,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The address in a `struct msghdr`, if it has one.
+pub fn message_peer(memory: &impl Memory, header: u64) -> io::Result<Option<Peer>> {
+    let mut bytes = [0; 16];
+    if memory.read(header, &mut bytes)? < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let number = |at: usize| bytes[at..].first_chunk().copied().map_or(0, u64::from_ne_bytes);
+    match number(0) {
+        0 => Ok(None),
+        address => peer(memory, address, number(8)),
+    }
+}
+
+/// What a process executes now: its program and its arguments.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Image {
+    pub path: String,
+    pub argv: Vec<String>,
+    pub cut: bool,
+}
+
+/// What `/proc` says that a process executes.
+pub fn image(pid: u32) -> io::Result<Image> {
+    use std::io::Read;
+    let path = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+    let path = path.to_string_lossy();
+    let end = path.floor_char_boundary(TEXT_MAX / 2);
+    let mut bytes = Vec::new();
+    std::fs::File::open(format!("/proc/{pid}/cmdline"))?
+        .take(TEXT_MAX as u64 / 2 + 1)
+        .read_to_end(&mut bytes)?;
+    let cut = end < path.len() || bytes.len() > TEXT_MAX / 2;
+    bytes.truncate(TEXT_MAX / 2);
+    if bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    let argv = bytes
+        .split(|byte| *byte == 0)
+        .take(ARGUMENTS_MAX)
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect();
+    Ok(Image {
+        path: path[..end].to_owned(),
+        argv,
+        cut,
+    })
+}
+
+/// The process of a thread; the thread's own number if it is gone.
+pub fn process_of(thread: u32) -> u32 {
+    if sys::is_process(thread) {
+        return thread;
+    }
+    std::fs::read_to_string(format!("/proc/{thread}/status"))
+        .ok()
+        .and_then(|status| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix("Tgid:"))?
+                .trim()
+                .parse()
+                .ok()
+        })
+        .unwrap_or(thread)
+}
+
+/// The parent of a process; `Some(0)` if it is outside of this pid namespace.
+pub fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name is in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Memory from an address on; reads beyond its end are short, as the kernel's.
+    struct Fake {
+        base: u64,
+        bytes: Vec<u8>,
+    }
+
+    impl Memory for Fake {
+        fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
+            let begin = address
+                .checked_sub(self.base)
+                .and_then(|begin| usize::try_from(begin).ok())
+                .filter(|begin| *begin < self.bytes.len())
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            let length = into.len().min(self.bytes.len() - begin);
+            into[..length].copy_from_slice(&self.bytes[begin..begin + length]);
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn texts_are_read_up_to_their_nul_and_not_beyond_the_bound() {
+        let memory = Fake {
+            base: 4000,
+            bytes: [vec![b'x'; 3000], vec![0]].concat(),
+        };
+        let whole = text(&memory, 4000, TEXT_MAX).unwrap();
+        assert_eq!((whole.bytes.len(), whole.cut), (3000, false));
+        let part = text(&memory, 4000, 100).unwrap();
+        assert_eq!((part.bytes.len(), part.cut), (100, true));
+        assert!(text(&memory, 1, 10).is_err());
+        assert!(text(&memory, u64::MAX, 10).is_err());
+    }
+
+    #[test]
+    fn an_endless_vector_ends() {
+        // Each pointer leads to the same text.
+        let mut bytes: Vec<u8> = (0..10_000).flat_map(|_| 8192_u64.to_ne_bytes()).collect();
+        bytes[..2].copy_from_slice(b"a\0");
+        let vector = Fake { base: 8192, bytes };
+        let (found, cut) = texts(&vector, 8192 + 8, TEXT_MAX).unwrap();
+        assert_eq!((found.len(), cut), (ARGUMENTS_MAX, true));
+    }
+
+    #[test]
+    fn this_process_can_read_itself() {
+        let argument = c"--flag".as_ptr() as u64;
+        let vector = [argument, argument, 0];
+        let me = OfThread(sys::thread());
+        let (found, cut) = texts(&me, vector.as_ptr() as u64, TEXT_MAX).unwrap();
+        assert_eq!(
+            (found.as_slice(), cut),
+            (["--flag".to_owned(), "--flag".to_owned()].as_slice(), false)
+        );
+        assert!(text(&me, 0, 10).is_err());
+    }
+
+    #[test]
+    fn a_threads_process_is_found() {
+        let thread = std::thread::spawn(|| (sys::thread(), process_of(sys::thread())));
+        let (thread, process) = thread.join().unwrap();
+        assert_ne!(thread, process);
+        assert_eq!(process, std::process::id());
+        assert_eq!(process_of(process), process);
+    }
+
+    #[test]
+    fn addresses_of_each_family_are_read() {
+        let inet = [2, 0, 0, 80, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        let peer = parse_peer(&inet).unwrap();
+        assert_eq!((peer.address.as_str(), peer.port), ("10.0.0.1", Some(80)));
+        assert_eq!(parse_peer(b"\x01\0/run/x\0").unwrap().address, "/run/x");
+        assert_eq!(parse_peer(b"\x01\0\0name").unwrap().address, "@name");
+        assert_eq!(parse_peer(&[0, 0]), None);
+        assert_eq!(parse_peer(&[2]), None);
+        assert_eq!(parse_peer(&[2, 0, 1]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_in_memory_makes_a_read_fail_badly(
+            bytes in proptest::collection::vec(any::<u8>(), 1..600), at: u64, near in 0_u64..600, longest in 0_usize..5000,
+        ) {
+            let memory = Fake { base: 4096 - 100, bytes };
+            for address in [at, memory.base + near] {
+                if let Ok(text) = text(&memory, address, longest) {
+                    prop_assert!(text.bytes.len() <= longest);
+                }
+                if let Ok((found, _)) = texts(&memory, address, longest) {
+                    prop_assert!(found.len() <= ARGUMENTS_MAX);
+                }
+                let _ = peer(&memory, address, at);
+                let _ = message_peer(&memory, address);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! System calls of the capture that the standard library does not offer, each behind a safe function.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER` and `_WAIT_KILLABLE_RECV` (Linux 5.19): signals do not interrupt a call that is
+/// being looked at, so that programs with frequent ones (Go) make progress.
+const NEW_LISTENER: libc::c_ulong = 1 << 3;
+const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
+/// The requests of the listener, as `linux/seccomp.h` numbers them.
+const RECEIVE: u64 = 0xc050_2100;
+const SEND: u64 = 0xc018_2101;
+const IS_VALID: u64 = 0x4008_2102;
+const SET_FLAGS: u64 = 0x4008_2104;
+/// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP` (Linux 6.6): the answering side hands its processor over.
+const SYNC_WAKE_UP: u64 = 1;
+const CONTINUE: u32 = 1;
+
+/// `struct seccomp_notif`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Notification {
+    /// Its number, for the answer.
+    pub id: u64,
+    /// The thread, as this pid namespace numbers it.
+    pub thread: u32,
+    flags: u32,
+    /// The system call.
+    pub number: i32,
+    /// Its ABI.
+    pub arch: u32,
+    pointer: u64,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+/// `struct seccomp_notif_resp`.
+#[repr(C)]
+struct Answer {
+    id: u64,
+    value: i64,
+    error: i32,
+    flags: u32,
+}
+
+/// Where notifications arrive.
+pub struct Listener(OwnedFd);
+
+/// Installs a filter for this thread and what it starts from now on, with a listener if there shall be one.
+pub fn install(program: &[libc::sock_filter], listen: bool) -> io::Result<Option<Listener>> {
+    let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast_mut(),
+    };
+    let load = |flags: libc::c_ulong| {
+        // SAFETY: the program's pointer and length are those of a live slice, which the kernel only reads.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const program,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(result)
+        }
+    };
+    // SAFETY: prctl with these constants takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    if !listen {
+        return load(0).map(|_| None);
+    }
+    let fd = load(NEW_LISTENER | WAIT_KILLABLE).or_else(|_| load(NEW_LISTENER))?;
+    let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else owns it.
+    let listener = Listener(unsafe { OwnedFd::from_raw_fd(fd) });
+    // SAFETY: this request takes a value. Kernels that do not know it are merely slower.
+    unsafe { libc::ioctl(listener.0.as_raw_fd(), SET_FLAGS as _, SYNC_WAKE_UP) };
+    Ok(Some(listener))
+}
+
+impl Listener {
+    /// The next notification; `None` if it was withdrawn or nothing came in time.
+    pub fn receive(&self, timeout: Option<Duration>) -> io::Result<Option<Notification>> {
+        if let Some(timeout) = timeout {
+            let mut polled = libc::pollfd {
+                fd: self.0.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+            // SAFETY: the pointer is to one live pollfd.
+            if unsafe { libc::poll(&raw mut polled, 1, millis) } == 0 {
+                return Ok(None);
+            }
+        }
+        let mut notification = Notification::default();
+        // SAFETY: the request writes a `struct seccomp_notif`, which is what the pointer is to.
+        if unsafe { libc::ioctl(self.0.as_raw_fd(), RECEIVE as _, &raw mut notification) } == 0 {
+            return Ok(Some(notification));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // Its process was killed meanwhile.
+            Some(libc::ENOENT | libc::EINTR) => Ok(None),
+            _ => Err(error),
+        }
+    }
+
+    /// Whether the thread still waits: then what was read of it was its own.
+    pub fn is_valid(&self, notification: &Notification) -> bool {
+        // SAFETY: the request reads the number that the pointer is to.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), IS_VALID as _, &raw const notification.id) == 0 }
+    }
+
+    /// Lets the call through, or makes it fail. A thread that is gone needs no answer.
+    pub fn answer(&self, notification: &Notification, refuse: Option<i32>) {
+        let answer = Answer {
+            id: notification.id,
+            value: 0,
+            error: refuse.map_or(0, |error| -error),
+            flags: if refuse.is_some() { 0 } else { CONTINUE },
+        };
+        // SAFETY: the request reads a `struct seccomp_notif_resp`, which is what the pointer is to.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), SEND as _, &raw const answer) };
+    }
+}
+
+/// Reads memory of another process (process_vm_readv(2)): as much as can be read in one piece.
+pub fn read_memory(thread: u32, address: u64, into: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: into.len(),
+    };
+    let thread = libc::pid_t::try_from(thread).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the local vector is a live buffer of that length; the remote one is never dereferenced here.
+    let read = unsafe { libc::process_vm_readv(thread, &raw const local, 1, &raw const remote, 1, 0) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether a thread is its process's first, whose number is the process's own.
+pub fn is_process(thread: u32) -> bool {
+    let Ok(thread) = libc::pid_t::try_from(thread) else {
+        return false;
+    };
+    // SAFETY: tgkill takes values only; signal 0 is none, and only asks whether the pair exists.
+    let found = unsafe { libc::syscall(libc::SYS_tgkill, thread, thread, 0) };
+    found == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+/// This thread's id.
+pub fn thread() -> u32 {
+    // SAFETY: gettid has no preconditions.
+    u32::try_from(unsafe { libc::gettid() }).unwrap_or_default()
+}
+
+/// This process's group, as its pid namespace numbers it.
+pub fn own_group() -> i32 {
+    // SAFETY: getpgrp has no preconditions.
+    unsafe { libc::getpgrp() }
+}
+
+/// A number that a child between fork and exec can still tell us: a page of shared memory, held for ever.
+#[derive(Clone, Copy)]
+pub struct Shared(&'static AtomicI32);
+
+impl Shared {
+    /// Zero.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a new anonymous mapping is zeroed, aligned, and valid for the whole life of the program, as nobody
+        // unmaps it; an atomic may be shared between processes.
+        unsafe {
+            let page = libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<AtomicI32>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if page == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self(&*page.cast::<AtomicI32>()))
+        }
+    }
+
+    /// Says it.
+    pub fn set(self, value: i32) {
+        self.0.store(value, Ordering::Release);
+    }
+
+    /// What was said last.
+    pub fn get(self) -> i32 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A descriptor that wakes a poll.
+pub struct Bell(OwnedFd);
+
+impl Bell {
+    /// Silent.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: eventfd returns a new descriptor or -1.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just returned this descriptor, and nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Makes it readable.
+    pub fn ring(&self) {
+        let one = 1_u64;
+        // SAFETY: the pointer is to the 8 bytes that an eventfd takes.
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Makes it silent.
+    pub fn hush(&self) {
+        let mut count = 0_u64;
+        // SAFETY: the pointer is to the 8 bytes that an eventfd gives.
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
+impl std::os::fd::AsFd for Bell {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
