@@ -21,6 +21,7 @@ help: ## Show this list
 demo: cluster ## Start a real cluster, run every example on it and show what came of it
 	@$(CLUSTER) --name demo status >/dev/null 2>&1 || $(CLUSTER) --name demo up
 	e2e/install.sh demo
+	cargo build --locked $(QUIET) -p kubectl-sandbox
 	cargo run --locked $(QUIET) -p e2e --bin demo
 
 down: cluster ## End the demo's cluster; nothing of it is left

@@ -6,14 +6,18 @@ use std::process::{Command, Output, Stdio};
 use crate::Harness;
 use crate::harness::{HarnessError, Result};
 
-/// The plugin, which `e2e/test.sh` builds beside the tests.
+/// The plugin, which `e2e/test.sh` and `make demo` build beside the tests and the demo.
 pub fn plugin() -> Result<Command> {
-    let tests = std::env::current_exe().map_err(HarnessError::Program)?;
-    let target = tests.parent().and_then(|deps| deps.parent());
-    let program = target.map(|target| target.join("kubectl-sandbox"));
-    match program {
-        Some(program) if program.exists() => Ok(Command::new(program)),
-        _ => Err(HarnessError::Kubectl(
+    let this = std::env::current_exe().map_err(HarnessError::Program)?;
+    // Tests are in a folder below.
+    let mut programs = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("kubectl-sandbox"));
+    match programs.find(|program| program.exists()) {
+        Some(program) => Ok(Command::new(program)),
+        None => Err(HarnessError::Kubectl(
             "the plugin is missing: cargo build -p kubectl-sandbox".to_owned(),
         )),
     }

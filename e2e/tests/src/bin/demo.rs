@@ -97,6 +97,10 @@ async fn show(cluster: &str) -> Result<bool, HarnessError> {
             probes.join(", ")
         );
     }
+    for command in ["get", "audit"] {
+        println!("\n$ kubectl sandbox {command} exfiltration");
+        print!("{}", harness.succeed(&[command, "exfiltration"])?);
+    }
     let mut good = again == 0;
     for (scenario, _, differences) in &rows {
         for difference in differences {
