@@ -204,3 +204,138 @@ fn by_notification(queue: &Arc<Queue>) -> io::Result<Launcher> {
         .spawn(move || notify::serve(&listener, &served, &launching))?;
     Ok(launcher)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agentsandbox_api::action::{Basis, Seen};
+    use std::net::{TcpListener, TcpStream};
+
+    /// Both ends of a connection to a recorder.
+    fn connection() -> (Channel, Channel) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        let channel = |stream| Channel::new(stream, 1 << 20).unwrap();
+        (channel(ours), channel(theirs))
+    }
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn argv(script: &str) -> Vec<String> {
+        ["sh", "-c", script].map(str::to_owned).to_vec()
+    }
+
+    /// Whether a child has ended. It is not reaped: whoever waits for any child takes those of other tests.
+    fn is_over(pid: i32) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    }
+
+    fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < Duration::from_mins(1), "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What the recorder is sent until a process is over, each message answered.
+    fn record(capturing: &mut Capturing, pid: i32) -> Vec<Action> {
+        let (mut ours, mut theirs) = connection();
+        let mut actions: Vec<Seen> = Vec::new();
+        until("the end", || {
+            let was_over = is_over(pid);
+            capturing.pump(&mut ours).unwrap();
+            while let Received::Message(message) = theirs.receive::<FromSupervisor>() {
+                if let FromSupervisor::Actions { actions: more } = message {
+                    actions.extend(more);
+                    capturing.taken(1);
+                }
+            }
+            was_over && capturing.queue.is_empty()
+        });
+        actions.into_iter().map(|seen| seen.action).collect()
+    }
+
+    #[test]
+    fn what_a_process_does_is_told_and_it_does_not_reach_us() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file").display().to_string();
+        let mut capturing = Capturing::begin().unwrap();
+        assert_eq!(capturing.means().commands, Means::SeccompNotify);
+        let us = std::process::id();
+        let script = format!("cat /etc/hostname > {file}; kill -9 {us} 2>/dev/null; exit 3");
+        let pid = capturing.spawn(shell(&script), &argv(&script)).unwrap();
+        let actions = record(&mut capturing, pid);
+        let pid = u32::try_from(pid).unwrap();
+        let claimed = |path: &str| {
+            actions.iter().position(|action| {
+                matches!(action, Action::Exec { basis: Basis::Claimed, path: found, .. } if found.ends_with(path))
+            })
+        };
+        let places = [
+            claimed("sh"),
+            actions
+                .iter()
+                .position(|action| matches!(action, Action::Open { path, .. } if *path == file)),
+            claimed("cat"),
+            actions.iter().position(|action| {
+                *action
+                    == Action::Refused {
+                        pid,
+                        call: format!("kill({us}, 9)"),
+                    }
+            }),
+            actions.iter().position(|action| {
+                *action
+                    == Action::Exit {
+                        pid,
+                        code: Some(3),
+                        signal: None,
+                    }
+            }),
+        ];
+        assert!(places.iter().all(Option::is_some), "{places:?} in {actions:#?}");
+        assert!(places.is_sorted(), "{places:?} in {actions:#?}");
+        assert_eq!(capturing.figures(), Figures::default());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_not_started() {
+        let capturing = Capturing::begin().unwrap();
+        let missing = capturing.spawn(Command::new("/no/such/program"), &argv(""));
+        assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn who_acts_while_nothing_is_written_waits_and_nothing_is_lost() {
+        const OPENS: usize = 9_000;
+        let mut capturing = Capturing::begin().unwrap();
+        let script = format!("i=0; while [ $i -lt {OPENS} ]; do : > /dev/null; i=$((i+1)); done");
+        let pid = capturing.spawn(shell(&script), &argv(&script)).unwrap();
+        until("a full queue", || capturing.queue.is_full());
+        // A recorder that answers nothing is not sent more than its window.
+        let (mut ours, _theirs) = connection();
+        capturing.pump(&mut ours).unwrap();
+        capturing.pump(&mut ours).unwrap();
+        assert_eq!(capturing.unanswered, MESSAGES_MAX);
+        until("a full queue again", || capturing.queue.is_full());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!is_over(pid));
+        // What is started meanwhile does not wait for who would make room for it.
+        let second = capturing.spawn(shell("exit 0"), &argv("exit 0")).unwrap();
+        assert!(second > 0);
+        capturing.taken(MESSAGES_MAX);
+        let actions = record(&mut capturing, pid);
+        let opens = actions
+            .iter()
+            .filter(|action| matches!(action, Action::Open { path, .. } if path == "/dev/null"));
+        let sent_before = OPENS - opens.count();
+        assert!((1..OPENS / 2).contains(&sent_before), "{sent_before}");
+        assert_eq!(capturing.figures(), Figures::default());
+    }
+}
