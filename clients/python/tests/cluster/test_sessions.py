@@ -23,8 +23,6 @@ IMAGE = "agent-sandbox.local/agent:1"
 PATIENCE = 120.0
 SESSION = Session(idle_timeout_seconds=120)
 
-pytestmark = pytest.mark.usefixtures("sessions")
-
 
 @pytest.fixture(params=["container", "default"], ids=["runc", "gvisor"])
 def sandbox(request: pytest.FixtureRequest, client: Client) -> Iterator[Sandbox]:
@@ -58,7 +56,6 @@ def test_endless_output_is_bounded_and_the_session_goes_on(sandbox: Sandbox) -> 
     assert sandbox.step(["echo", "on"]).text == "on\n"
 
 
-@pytest.mark.usefixtures("copies")
 def test_files_go_in_and_out(sandbox: Sandbox) -> None:
     content = bytes(range(256)) * 4096
     sandbox.write_file("deep/er/file.bin", content, mode=0o600)
@@ -68,7 +65,6 @@ def test_files_go_in_and_out(sandbox: Sandbox) -> None:
         sandbox.read_file("deep/er/file.bin", max_bytes=1000)
 
 
-@pytest.mark.usefixtures("copies")
 def test_what_is_no_regular_file_is_not_read(sandbox: Sandbox) -> None:
     sandbox.step(["sh", "-c", "mkdir folder; ln -s /etc/passwd link; mkfifo fifo"]).check()
     for path in ("folder", "link", "fifo", "missing"):
