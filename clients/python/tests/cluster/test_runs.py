@@ -140,5 +140,6 @@ def test_the_log_of_a_run_is_whole_and_agrees_with_status(client: Client) -> Non
         assert (records[0].activity, records[-1].activity) == ("begin", "end")
         assert records[0].fields["sandbox"] == sandbox.name
         assert [record.seq for record in records] == list(range(len(records)))
+        assert sandbox.audit is not None
         assert sandbox.verify_log() == len(records) == sandbox.audit.records
         assert [record.seq for record in sandbox.log(after=0)] == list(range(1, len(records)))
