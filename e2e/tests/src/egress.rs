@@ -151,8 +151,7 @@ impl Harness {
     ) -> Result<()> {
         let mut command = vec!["python3", script];
         command.extend(arguments);
-        let mut spec =
-            json!({"image": SDK_IMAGE, "command": command, "files": self.script_files(script)?});
+        let mut spec = json!({"image": SDK_IMAGE, "command": command, "files": self.script_files(script)?});
         if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
             spec.extend(more);
         }

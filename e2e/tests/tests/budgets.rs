@@ -170,7 +170,10 @@ async fn a_sessions_steps_and_model_requests_spend_one_budget() {
         // All are taken, and the session goes on: nothing was asked for in vain.
         let status = harness
             .when("shared", "six steps", |status| {
-                status.egress.as_ref().is_some_and(|egress| egress.used.steps == 6)
+                status
+                    .egress
+                    .as_ref()
+                    .is_some_and(|egress| egress.used.steps == 6)
             })
             .await
             .unwrap();
@@ -192,7 +195,11 @@ async fn a_sessions_steps_and_model_requests_spend_one_budget() {
         let status = harness.settled("shared").await.unwrap();
         let egress = status.egress.unwrap();
         assert_eq!(
-            (egress.used.steps, egress.claimed.steps, egress.used.model_requests),
+            (
+                egress.used.steps,
+                egress.claimed.steps,
+                egress.used.model_requests
+            ),
             (6, 6, 3),
             "{egress:?}"
         );
@@ -208,7 +215,11 @@ async fn a_sessions_steps_and_model_requests_spend_one_budget() {
                 .filter(|record| record["destination"] == "step" && record["action"] == action)
                 .count()
         };
-        assert_eq!((recorded("allow"), recorded("deny")), (3, 1), "each is one record");
+        assert_eq!(
+            (recorded("allow"), recorded("deny")),
+            (3, 1),
+            "each is one record"
+        );
 
         // A model request that is refused for want of steps ends the session as well.
         let steps = session(&harness, "asks", 2).await;

@@ -1,10 +1,12 @@
 //! Steps of a session, charged at the gateway: together with model requests, once each, and to nobody else's budget.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use agentsandbox_api::gateway::StepCharged;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{EgressCounters, EgressStatus, Limits as AskedLimits};
+use agentsandbox_egress::budget::Counters;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -272,6 +274,35 @@ async fn no_step_is_granted_while_the_status_can_not_be_written() {
     assert_eq!(charge(&mut sandbox.recorder, 2).await, granted(2));
     let status = harness.status("one", |status| status.used.steps == 1).await;
     assert_eq!(status.exhausted, None);
+}
+
+#[tokio::test]
+async fn a_step_waits_a_while_for_what_is_in_flight() {
+    let (harness, mut sandbox, _) = models::start(models::policy(), steps(1)).await;
+    let one = Counters {
+        steps: 1,
+        ..Counters::ZERO
+    };
+    let account = harness.gateway.session(sandbox.address).unwrap().account.clone();
+    // A request that is not sent after all.
+    let held = account.reserve(one, one).await.unwrap();
+    send(&mut sandbox.recorder, "{\"charge\":1}\n").await;
+    let early = tokio::time::timeout(Duration::from_millis(200), sandbox.recorder.get_mut().readable());
+    assert!(early.await.is_err(), "answered while the last step was in flight");
+    drop(held);
+    assert_eq!(answer(&mut sandbox.recorder).await, granted(1));
+
+    let (harness, mut sandbox, _) = models::start(models::policy(), steps(1)).await;
+    let account = harness.gateway.session(sandbox.address).unwrap().account.clone();
+    let mut held = account.reserve(one, one).await.unwrap();
+    let refused = charge(&mut sandbox.recorder, 1).await;
+    assert_eq!(
+        (refused.granted, refused.reason.as_str()),
+        (false, "StepBudgetExceeded")
+    );
+    held.spend(one);
+    drop(held);
+    assert_eq!(account.used().steps, 1);
 }
 
 #[tokio::test]
