@@ -1,5 +1,5 @@
 //! Budgets: spent in parallel, across gateways that die, and by many runs of one policy; never more than there is.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
@@ -235,6 +235,47 @@ async fn a_sessions_steps_and_model_requests_spend_one_budget() {
         assert_eq!(journal.requests_to(&host).len(), 4);
         harness.finish().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_killed_gives_a_session_no_step_back() {
+    const LIMIT: i64 = 20;
+    let _alone = ALONE.lock().await;
+    let (harness, _) = namespace("session-killed", json!({})).await;
+    let steps = session(&harness, "killed", 20).await;
+    let (mut taken, mut unavailable) = (0, 0);
+    loop {
+        if taken == 5 && unavailable == 0 {
+            harness.kill_gateway().await.unwrap();
+        }
+        let outcome = steps.shell("true").unwrap();
+        match outcome.code {
+            0 => taken += 1,
+            125 if outcome.stderr.contains("refused: StepBudgetExceeded: ") => break,
+            // Nobody counts, so nothing is taken.
+            125 if outcome.stderr.contains("refused: GatewayUnavailable: ")
+                || outcome.stderr.contains("refused: NotReady: ") =>
+            {
+                unavailable += 1;
+            }
+            code => panic!("{code}: {}", outcome.stderr),
+        }
+        assert!(unavailable < 200, "{taken} taken: {}", outcome.stderr);
+    }
+    println!("{taken} of {LIMIT} steps, {unavailable} refused while no gateway counted");
+    // What was asked of a gateway that could not answer any more may have been charged, and one chunk is lost: one step.
+    assert!(
+        taken <= LIMIT && taken >= LIMIT - 1 - unavailable,
+        "{taken}, {unavailable}"
+    );
+    let ended = harness.finished("killed").await.unwrap();
+    assert_eq!(ended.result.unwrap().reason, Some(Reason::StepBudgetExceeded));
+    let egress = harness.settled("killed").await.unwrap().egress.unwrap();
+    assert!(
+        (taken..=LIMIT).contains(&egress.claimed.steps) && egress.used.steps <= LIMIT,
+        "{egress:?}"
+    );
+    harness.finish().await.unwrap();
 }
 
 #[tokio::test]
