@@ -149,6 +149,17 @@ impl Harness {
         arguments: &[&str],
         more: Value,
     ) -> Result<()> {
+        let mut command = vec!["python3", script];
+        command.extend(arguments);
+        let mut spec = json!({"image": SDK_IMAGE, "command": command, "files": self.script_files(script)?});
+        if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+            spec.extend(more);
+        }
+        self.sandbox(name, spec).await.map(|_| ())
+    }
+
+    /// A script of `e2e/tests/scripts` as the files of a sandbox, with what it needs.
+    pub fn script_files(&self, script: &str) -> Result<Vec<Value>> {
         let read = |file: PathBuf| {
             std::fs::read_to_string(&file)
                 .map_err(|error| HarnessError::Kubectl(format!("{}: {error}", file.display())))
@@ -165,13 +176,7 @@ impl Harness {
         for file in helpers.iter().chain(&[script]) {
             files.push(json!({"path": file, "content": read(scripts.join(file))?}));
         }
-        let mut command = vec!["python3", script];
-        command.extend(arguments);
-        let mut spec = json!({"image": SDK_IMAGE, "command": command, "files": files});
-        if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
-            spec.extend(more);
-        }
-        self.sandbox(name, spec).await.map(|_| ())
+        Ok(files)
     }
 
     /// Runs a script of `e2e/tests/scripts` in a sandbox to its end.

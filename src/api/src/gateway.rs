@@ -4,7 +4,8 @@
 //! Before the go, the recorder connects to [`PORT_REGISTER`] of the gateway from the pod's own address and sends one
 //! [`Register`] as a line of JSON; the gateway answers with one [`Registered`] line and leaves the connection open. A
 //! recorder whose connection breaks registers again: the gateway may have been replaced. The recorder of a session whose
-//! steps the gateway counts sends a [`StepCharge`] line for each, and hears a [`StepCharged`] line.
+//! steps the gateway counts sends a [`StepCharge`] line for each, and hears a [`StepCharged`] line. A charge that is not
+//! answered is not sent again: it may have been made, and then stays so.
 
 use serde::{Deserialize, Serialize};
 
@@ -89,11 +90,15 @@ pub struct Registered {
     pub ca: Option<String>,
 }
 
+/// Longest line with a [`StepCharge`], in bytes.
+pub const CHARGE_MAX_BYTES: usize = 64;
+
 /// A line of the recorder after it is bound: one step is about to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepCharge {
-    /// Number of the question, by which the recorder knows the answer again.
+    /// Number of the question, by which the recorder knows the answer again: higher than any before it of this run, on
+    /// this connection or an earlier one. Nothing is charged for another, and the gateway ends the connection.
     pub charge: u64,
 }
 

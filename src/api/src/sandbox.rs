@@ -498,10 +498,10 @@ pub struct EgressStatus {
     /// Tokens of `used.tokens` that were charged by estimate, because the provider did not say.
     #[serde(default)]
     pub estimated_tokens: i64,
-    /// Connections and requests allowed.
+    /// Connections, requests and steps allowed.
     #[serde(default)]
     pub allowed: i64,
-    /// Look-ups, connections and requests refused.
+    /// Look-ups, connections, requests and steps refused.
     #[serde(default)]
     pub denied: i64,
     /// The last destinations refused, at most 16, the latest first.
@@ -532,6 +532,9 @@ pub struct EgressCounters {
     /// Model requests; each is a step too.
     #[serde(default)]
     pub model_requests: i64,
+    /// Steps: model requests, and the steps of a session under a policy with models.
+    #[serde(default)]
+    pub steps: i64,
     /// Bytes, both ways together.
     #[serde(default)]
     pub bytes: i64,
@@ -653,10 +656,10 @@ pub struct Usage {
     /// Model tokens written, by the provider's count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_tokens: Option<i64>,
-    /// Connections and requests that the gateway allowed.
+    /// Connections, requests and steps that the gateway allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_allowed: Option<i64>,
-    /// Look-ups, connections and requests that the gateway refused.
+    /// Look-ups, connections, requests and steps that the gateway refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_denied: Option<i64>,
     /// Where each measured figure comes from, by its field name.

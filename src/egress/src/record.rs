@@ -33,6 +33,8 @@ pub enum Class {
     Dns,
     /// A request to a model: 6003.
     Model,
+    /// A step of a session: 6003, as in the action log.
+    Step,
 }
 
 impl Class {
@@ -43,7 +45,7 @@ impl Class {
             Self::Connection => 4001,
             Self::Request => 4002,
             Self::Dns => 4003,
-            Self::Model => 6003,
+            Self::Model | Self::Step => 6003,
         }
     }
 }

@@ -138,8 +138,15 @@ fn text_becomes_plain_and_short() {
 
 #[test]
 fn the_classes_are_those_of_ocsf() {
-    let numbers = [Class::Connection, Class::Request, Class::Dns, Class::Model].map(Class::number);
-    assert_eq!(numbers, [4001, 4002, 4003, 6003]);
+    let numbers = [
+        Class::Connection,
+        Class::Request,
+        Class::Dns,
+        Class::Model,
+        Class::Step,
+    ]
+    .map(Class::number);
+    assert_eq!(numbers, [4001, 4002, 4003, 6003, 6003]);
 }
 
 proptest! {

@@ -1,6 +1,6 @@
-//! A recorder's registration, as it arrives.
+//! What a recorder says to the gateway, as it arrives: its registration, then a charge for each step.
 
-use agentsandbox_api::gateway::{REGISTER_MAX_BYTES, Register};
+use agentsandbox_api::gateway::{CHARGE_MAX_BYTES, REGISTER_MAX_BYTES, Register, StepCharge};
 
 use crate::identity::{Sha, parse_sha256};
 
@@ -32,6 +32,17 @@ pub fn parse(line: &[u8]) -> Result<Claim, &'static str> {
     })
 }
 
+/// Reads a line, without its end, that asks for a step to be charged; the number of the question. `None` if it is
+/// something else.
+#[must_use]
+pub fn parse_charge(line: &[u8]) -> Option<u64> {
+    if line.len() > CHARGE_MAX_BYTES {
+        return None;
+    }
+    let StepCharge { charge } = serde_json::from_slice(line).ok()?;
+    Some(charge)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +59,32 @@ mod tests {
             run_token: [0xab; 32],
         };
         assert_eq!(parse(line(&"ab".repeat(32)).as_bytes()), Ok(claim));
+    }
+
+    #[test]
+    fn a_charge_is_one_number_and_nothing_else() {
+        let most = format!(r#"{{"charge":{}}}"#, u64::MAX);
+        for (line, expected) in [
+            (r#"{"charge":1}"#, Some(1)),
+            (r#" {"charge": 7}"#, Some(7)),
+            (most.as_str(), Some(u64::MAX)),
+            (r#"{"charge":18446744073709551616}"#, None),
+            (r#"{"charge":-1}"#, None),
+            (r#"{"charge":1.0}"#, None),
+            (r#"{"charge":"1"}"#, None),
+            (r#"{"charge":null}"#, None),
+            (r#"{"charge":1,"charge":2}"#, None),
+            (r#"{"charge":1,"steps":2}"#, None),
+            (r#"{"charge":1}{"charge":2}"#, None),
+            ("{}", None),
+            ("", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(parse_charge(line.as_bytes()), expected, "{line}");
+        }
+        let padded = |length: usize| format!(r#"{{"charge":1{}}}"#, " ".repeat(length - 12));
+        assert_eq!(parse_charge(padded(CHARGE_MAX_BYTES).as_bytes()), Some(1));
+        assert_eq!(parse_charge(padded(CHARGE_MAX_BYTES + 1).as_bytes()), None);
     }
 
     #[test]

@@ -205,7 +205,20 @@ impl Account {
     /// # Errors
     /// The budget that is too small, or [`Deny::NotReady`] if the status can't be written.
     pub async fn reserve(self: &Arc<Self>, least: Counters, most: Counters) -> Result<Held, Deny> {
-        let deadline = Instant::now() + WAIT;
+        self.reserve_within(WAIT, least, most).await
+    }
+
+    /// As [`Account::reserve`], but waits no longer than `wait` for what is in flight.
+    ///
+    /// # Errors
+    /// As [`Account::reserve`].
+    pub async fn reserve_within(
+        self: &Arc<Self>,
+        wait: Duration,
+        least: Counters,
+        most: Counters,
+    ) -> Result<Held, Deny> {
+        let deadline = Instant::now() + wait;
         loop {
             let settled = self.settled.notified();
             tokio::pin!(settled);
@@ -451,6 +464,7 @@ impl Account {
         let claimed = Counters {
             tokens: claim.tokens.max(debt.tokens),
             model_requests: claim.model_requests.max(debt.model_requests),
+            steps: claim.steps.max(debt.steps),
             bytes: claim.bytes.max(debt.bytes),
         };
         let surplus = match purpose {

@@ -3,7 +3,7 @@
 //! What it decides is in `agentsandbox-egress`, free of I/O; this is the I/O.
 //!
 //! * Ways in: [`accept`] gives each connection its place; [`steered`] serves the forward proxy, steered TLS and plain
-//!   HTTP, [`connect`] tunnels, [`dns`] questions, [`register`] recorders.
+//!   HTTP, [`connect`] tunnels, [`dns`] questions, [`register`] recorders, of whose steps it takes [`charges`].
 //! * Bytes: [`guard`] looks at requests before the HTTP library does, [`hello`] at TLS; [`relay`] and
 //!   [`body`] carry them, counted.
 //! * Requests: [`serve`] runs connections, [`inspect`] ends TLS with leaves of [`ca`], [`inside`] judges each request,
@@ -19,6 +19,7 @@ pub mod accept;
 pub mod account;
 pub mod body;
 pub mod ca;
+pub mod charges;
 pub mod client_io;
 pub mod config;
 pub mod connect;

@@ -59,6 +59,7 @@ impl Drop for Bill {
         let spent = Counters {
             tokens: self.charge.tokens(),
             model_requests: 1,
+            steps: 1,
             bytes: 0,
         };
         self.exchange.charged(self.charge);

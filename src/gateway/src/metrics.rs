@@ -82,7 +82,7 @@ impl Default for Metrics {
         };
         registry.register(
             "decisions",
-            "Look-ups, connections and requests by how they were decided",
+            "Look-ups, connections, requests and steps by how they were decided",
             inner.decisions.clone(),
         );
         registry.register(

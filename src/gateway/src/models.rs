@@ -189,6 +189,7 @@ impl Round {
         let need = Counters {
             tokens: prepared.reservation,
             model_requests: 1,
+            steps: 1,
             bytes: 0,
         };
         let quota = self.policy.quota.reserve(need).await?;

@@ -247,7 +247,7 @@ impl Quota {
                     claimed = Counters {
                         tokens: claimed.tokens.max(add.tokens),
                         model_requests: claimed.model_requests.max(add.model_requests),
-                        bytes: 0,
+                        ..Counters::ZERO
                     };
                 }
             }
@@ -347,6 +347,6 @@ fn counters(status: &PolicyEgressStatus) -> Counters {
     Counters {
         tokens: status.tokens,
         model_requests: status.model_requests,
-        bytes: 0,
+        ..Counters::ZERO
     }
 }

@@ -1,7 +1,7 @@
 //! Where recorders say whose address this is, before any user code exists.
 //!
 //! One line of JSON comes, one goes back; the connection stays open, and the recorder is told when its certificate
-//! changes or its binding ends. It then registers again.
+//! changes or its binding ends. It then registers again. In between it may ask for steps to be charged.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,11 +11,13 @@ use std::time::Duration;
 use agentsandbox_api::gateway::{AUDIENCE, REGISTER_MAX_BYTES, Registered};
 use agentsandbox_egress::identity::Run;
 use agentsandbox_egress::registration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
 use crate::accept::accept;
+use crate::charges::Charges;
 use crate::jwks::TokenError;
 use crate::state::{Gateway, unbound};
 
@@ -53,20 +55,26 @@ async fn converse(gateway: &Arc<Gateway>, mut stream: TcpStream, peer: IpAddr) {
             return;
         }
     };
+    let (mut from, mut to) = stream.split();
+    let Some(mut charges) = gateway.session_of_run(&run).map(Charges::new) else {
+        say(&mut to, &gateway.standing(&run), patience).await;
+        return;
+    };
     let mut said = None;
     loop {
         changed.borrow_and_update();
         let standing = gateway.standing(&run);
         if said.as_ref() != Some(&standing) {
-            if !say(&mut stream, &standing, patience).await || !standing.bound {
+            if !say(&mut to, &standing, patience).await || !standing.bound {
                 return;
             }
             said = Some(standing);
         }
-        let mut byte = [0; 1];
         tokio::select! {
-            // The recorder says nothing more: this is the end of its connection.
-            _ = stream.read(&mut byte) => return,
+            answer = charges.next(&mut from) => match answer {
+                Some(answer) => if !say(&mut to, &answer, patience).await { return },
+                None => return,
+            },
             news = changed.changed() => if news.is_err() { return },
         }
     }
@@ -99,7 +107,7 @@ async fn read_line(stream: &mut TcpStream) -> Option<Vec<u8>> {
         let read = stream.read(&mut piece).await.ok().filter(|read| *read > 0)?;
         line.extend_from_slice(&piece[..read]);
         if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
-            // One line is all that a recorder says.
+            // It says nothing more before it is answered.
             return (end + 1 == line.len()).then(|| {
                 line.truncate(end);
                 line
@@ -111,7 +119,7 @@ async fn read_line(stream: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
-async fn say(stream: &mut TcpStream, answer: &Registered, patience: Duration) -> bool {
+async fn say(stream: &mut (impl AsyncWrite + Unpin), answer: &impl Serialize, patience: Duration) -> bool {
     let Ok(mut line) = serde_json::to_vec(answer) else {
         return false;
     };

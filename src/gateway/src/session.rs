@@ -1,8 +1,9 @@
 //! One bound run: what it may take, what it has open, and the records of what it did.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agentsandbox_api::sandbox::Limits as AskedLimits;
 use agentsandbox_egress::deny::Deny;
@@ -22,6 +23,9 @@ use crate::metrics::{Metrics, Open};
 use crate::open::OpenSet;
 use crate::upstream::Pool;
 
+/// So many steps at once, and so many a second after that: far more than can be started.
+const STEPS_AT_ONCE: u32 = 128;
+const STEPS_PER_SECOND: u32 = 100;
 /// Refusals for asking too much are recorded so many times a second; all are counted.
 const FLOOD_RECORDS: u32 = 5;
 
@@ -41,6 +45,8 @@ pub struct Session {
     /// The ceilings that the sandbox itself asks for.
     pub asked: Option<AskedLimits>,
     rates: Mutex<Rates>,
+    /// Number of the last charge that a recorder asked for.
+    last_charge: AtomicU64,
     /// Memory for the bodies of model requests, in KiB: at most half of all.
     pub model_memory: Arc<Semaphore>,
     /// Bytes that were exchanged by rules that have a ceiling, by the rule's name.
@@ -53,6 +59,7 @@ pub struct Session {
 struct Rates {
     requests: Bucket,
     queries: Bucket,
+    steps: Bucket,
     floods: Bucket,
 }
 
@@ -111,6 +118,15 @@ impl Event {
         }
     }
 
+    /// A step of a session.
+    #[must_use]
+    pub fn step() -> Self {
+        Self {
+            class: Class::Step,
+            ..Self::connection("step", None)
+        }
+    }
+
     /// The record of it.
     #[must_use]
     pub fn record(&self, action: Action, reason: Option<Deny>, end: Option<End>) -> Record<'_> {
@@ -135,6 +151,7 @@ impl Event {
             Class::Request => "request",
             Class::Dns => "dns",
             Class::Model => "model",
+            Class::Step => "step",
         }
     }
 
@@ -173,8 +190,10 @@ impl Session {
                     limits.queries_per_second,
                     now,
                 ),
+                steps: Bucket::new(STEPS_AT_ONCE, STEPS_PER_SECOND, now),
                 floods: Bucket::new(FLOOD_RECORDS.saturating_mul(4), FLOOD_RECORDS, now),
             }),
+            last_charge: AtomicU64::new(0),
             model_memory: Arc::new(Semaphore::new(limits.model_body_memory / 2_048)),
             rule_bytes: Mutex::default(),
             log,
@@ -199,6 +218,25 @@ impl Session {
     pub fn admit_query(&self) -> Result<(), Deny> {
         let admitted = self.rates().queries.take(Instant::now());
         admitted.then_some(()).ok_or(Deny::TooManyRequests)
+    }
+
+    /// Whether a charge of this number is new. A number that is not higher than all before it is not.
+    pub(crate) fn is_new_charge(&self, number: u64) -> bool {
+        self.last_charge.fetch_max(number, Ordering::Relaxed) < number
+    }
+
+    /// Waits until one more step is within the run's rate.
+    pub(crate) async fn admit_step(&self) {
+        loop {
+            let wait = {
+                let (mut rates, now) = (self.rates(), Instant::now());
+                if rates.steps.take(now) {
+                    return;
+                }
+                rates.steps.wait(1, now)
+            };
+            tokio::time::sleep(wait.unwrap_or_default().max(Duration::from_millis(1))).await;
+        }
     }
 
     /// Records that something is allowed, before it happens.

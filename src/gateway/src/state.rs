@@ -408,10 +408,15 @@ impl Gateway {
         Ok(())
     }
 
+    /// The session of a run, while it is bound.
+    #[must_use]
+    pub fn session_of_run(&self, run: &Arc<Run>) -> Option<Arc<Session>> {
+        self.session_of(&run.pod_uid)
+            .filter(|session| Arc::ptr_eq(&session.run, run))
+    }
+
     fn has_session(&self, run: &Arc<Run>) -> bool {
-        let directory = self.directory();
-        let known = directory.sessions.get(&run.pod_uid);
-        known.is_some_and(|known| Arc::ptr_eq(&known.run, run))
+        self.session_of_run(run).is_some()
     }
 
     /// Reports a run's figures while it lives, and settles them when it has ended.

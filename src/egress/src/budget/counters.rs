@@ -14,6 +14,8 @@ pub struct Counters {
     pub tokens: i64,
     /// Model requests; each is a step too.
     pub model_requests: i64,
+    /// Steps: model requests and a session's steps together.
+    pub steps: i64,
     /// Bytes, both ways together.
     pub bytes: i64,
 }
@@ -23,6 +25,7 @@ impl Counters {
     pub const ZERO: Self = Self {
         tokens: 0,
         model_requests: 0,
+        steps: 0,
         bytes: 0,
     };
 
@@ -58,6 +61,7 @@ impl Counters {
         Self {
             tokens: figure(Kind::Tokens),
             model_requests: figure(Kind::ModelRequests),
+            steps: figure(Kind::Steps),
             bytes: figure(Kind::Bytes),
         }
     }
@@ -68,6 +72,7 @@ impl From<sandbox::EgressCounters> for Counters {
         Self {
             tokens: status.tokens,
             model_requests: status.model_requests,
+            steps: status.steps,
             bytes: status.bytes,
         }
     }
@@ -78,25 +83,28 @@ impl From<Counters> for sandbox::EgressCounters {
         Self {
             tokens: counters.tokens,
             model_requests: counters.model_requests,
+            steps: counters.steps,
             bytes: counters.bytes,
         }
     }
 }
 
-/// One of the three figures. In this order a refusal is explained, if several budgets are too small.
+/// One of the four figures. In this order a refusal is explained, if several budgets are too small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     ModelRequests,
+    Steps,
     Tokens,
     Bytes,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::ModelRequests, Self::Tokens, Self::Bytes];
+    pub(super) const ALL: [Self; 4] = [Self::ModelRequests, Self::Steps, Self::Tokens, Self::Bytes];
 
     pub(super) fn of(self, counters: Counters) -> i64 {
         match self {
             Self::ModelRequests => counters.model_requests,
+            Self::Steps => counters.steps,
             Self::Tokens => counters.tokens,
             Self::Bytes => counters.bytes,
         }
@@ -110,7 +118,7 @@ pub struct Limits {
     pub tokens: Option<i64>,
     /// Model requests.
     pub model_requests: Option<i64>,
-    /// Steps, of which each model request is one.
+    /// Steps: model requests and a session's steps together.
     pub steps: Option<i64>,
     /// Bytes, both ways together.
     pub bytes: Option<i64>,
@@ -154,7 +162,8 @@ impl Limits {
 
     pub(super) fn of(self, kind: Kind) -> Option<i64> {
         match kind {
-            Kind::ModelRequests => [self.model_requests, self.steps].into_iter().flatten().min(),
+            Kind::ModelRequests => self.model_requests,
+            Kind::Steps => self.steps,
             Kind::Tokens => self.tokens,
             Kind::Bytes => self.bytes,
         }

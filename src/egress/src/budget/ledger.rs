@@ -109,7 +109,7 @@ impl Ledger {
                 Fit::AfterSettling => wait = wait.or(Some(self.deny(kind))),
                 Fit::Never => {
                     if self.owner == Owner::Run {
-                        self.refused = self.refused.or(Some(self.reason(kind)));
+                        self.refused = self.refused.or(Some(Self::reason(kind)));
                     }
                     return Reserve::Refused(self.deny(kind));
                 }
@@ -238,8 +238,8 @@ impl Ledger {
 
     /// The budget that ends the run: something was refused for want of it, or its tokens or bytes are used up.
     ///
-    /// A run that has made its last model request has still to read the answer: of requests and steps, only one that is
-    /// asked for in vain ends it.
+    /// A run that has made its last model request has still to read the answer, and a session's last step has still to
+    /// end: of requests and steps, only one that is asked for in vain ends it.
     #[must_use]
     pub fn exhausted(&self) -> Option<Reason> {
         let used_up = |kind: Kind| {
@@ -259,7 +259,7 @@ impl Ledger {
             [Kind::Tokens, Kind::Bytes]
                 .into_iter()
                 .find(|kind| used_up(*kind))
-                .map(|kind| self.reason(kind))
+                .map(Self::reason)
         })
     }
 
@@ -307,25 +307,17 @@ impl Ledger {
             (Owner::Policy, _) => Deny::PolicyQuotaExceeded,
             (Owner::Run, Kind::Tokens) => Deny::TokenBudgetExceeded,
             (Owner::Run, Kind::Bytes) => Deny::EgressByteBudgetExceeded,
-            (Owner::Run, Kind::ModelRequests) if self.steps_bind() => Deny::StepBudgetExceeded,
             (Owner::Run, Kind::ModelRequests) => Deny::ModelRequestBudgetExceeded,
+            (Owner::Run, Kind::Steps) => Deny::StepBudgetExceeded,
         }
     }
 
-    fn reason(&self, kind: Kind) -> Reason {
+    fn reason(kind: Kind) -> Reason {
         match kind {
             Kind::Tokens => Reason::TokenBudgetExceeded,
             Kind::Bytes => Reason::EgressByteBudgetExceeded,
-            Kind::ModelRequests if self.steps_bind() => Reason::StepBudgetExceeded,
             Kind::ModelRequests => Reason::ModelRequestBudgetExceeded,
-        }
-    }
-
-    /// Whether of the two limits on model requests the one on steps is the lower.
-    fn steps_bind(&self) -> bool {
-        match (self.limits.steps, self.limits.model_requests) {
-            (Some(steps), Some(requests)) => steps < requests,
-            (steps, _) => steps.is_some(),
+            Kind::Steps => Reason::StepBudgetExceeded,
         }
     }
 }

@@ -22,6 +22,18 @@ fn requests(model_requests: i64) -> Counters {
     }
 }
 
+fn steps(steps: i64) -> Counters {
+    Counters {
+        steps,
+        ..Counters::ZERO
+    }
+}
+
+/// What a model request takes besides tokens.
+fn model_request() -> Counters {
+    requests(1).plus(steps(1))
+}
+
 fn bytes(bytes: i64) -> Counters {
     Counters {
         bytes,
@@ -146,19 +158,25 @@ fn each_budget_is_refused_by_its_own_name() {
     for (limits, need, deny, reason) in [
         (
             limits(Some(0), Some(0)),
-            requests(1),
+            model_request(),
             Deny::ModelRequestBudgetExceeded,
             Reason::ModelRequestBudgetExceeded,
         ),
         (
             limits(Some(1), Some(0)),
-            requests(1),
+            model_request(),
             Deny::StepBudgetExceeded,
             Reason::StepBudgetExceeded,
         ),
         (
             limits(None, Some(0)),
-            requests(1),
+            model_request(),
+            Deny::StepBudgetExceeded,
+            Reason::StepBudgetExceeded,
+        ),
+        (
+            limits(Some(0), Some(0)),
+            steps(1),
             Deny::StepBudgetExceeded,
             Reason::StepBudgetExceeded,
         ),
@@ -186,11 +204,46 @@ fn each_budget_is_refused_by_its_own_name() {
 }
 
 #[test]
+fn model_requests_and_a_sessions_steps_share_the_steps() {
+    let limits = Limits {
+        model_requests: Some(4),
+        steps: Some(6),
+        ..Limits::default()
+    };
+    let mut status = Status::default();
+    let mut ledger = Ledger::new(limits, Counters::ZERO);
+    for need in [
+        steps(1),
+        model_request(),
+        model_request(),
+        steps(1),
+        model_request(),
+    ] {
+        let reservation = reserve(&mut ledger, &mut status, need).unwrap();
+        ledger.settle(reservation, need);
+    }
+    // The sixth is in flight: a step may wait for it, as it may turn out not to have been sent.
+    let last = reserve(&mut ledger, &mut status, model_request()).unwrap();
+    assert_eq!(ledger.reserve(steps(1)), Reserve::Wait(Deny::StepBudgetExceeded));
+    assert_eq!(ledger.exhausted(), None);
+    ledger.settle(last, model_request());
+    assert_eq!(ledger.exhausted(), None, "the last answer is still read");
+    assert_eq!(
+        ledger.reserve(steps(1)),
+        Reserve::Refused(Deny::StepBudgetExceeded)
+    );
+    assert_eq!(ledger.exhausted(), Some(Reason::StepBudgetExceeded));
+    assert_eq!(ledger.used(), requests(4).plus(steps(6)));
+    assert_eq!(status.claimed, ledger.used());
+}
+
+#[test]
 fn what_is_not_limited_needs_no_claim() {
     let mut ledger = Ledger::new(Limits::default(), Counters::ZERO);
     let need = Counters {
         tokens: 1 << 40,
         model_requests: 1,
+        steps: 1,
         bytes: 1 << 50,
     };
     let Reserve::Granted(reservation) = ledger.reserve(need) else {
@@ -208,11 +261,12 @@ fn tokens_and_bytes_that_are_used_up_end_the_run_and_the_last_request_does_not()
     let limits = Limits {
         tokens: Some(100),
         model_requests: Some(1),
-        steps: None,
+        steps: Some(1),
         bytes: Some(100),
     };
     for (spent, expected) in [
-        (requests(1), None),
+        (model_request(), None),
+        (steps(1), None),
         (tokens(99), None),
         (tokens(100), Some(Reason::TokenBudgetExceeded)),
         (tokens(170), Some(Reason::TokenBudgetExceeded)),
@@ -437,9 +491,10 @@ enum Event {
 }
 
 fn any_counters() -> impl Strategy<Value = Counters> {
-    (0..40_i64, 0..3_i64, 0..300_i64).prop_map(|(tokens, model_requests, bytes)| Counters {
+    (0..40_i64, 0..3_i64, 0..3_i64, 0..300_i64).prop_map(|(tokens, model_requests, steps, bytes)| Counters {
         tokens,
         model_requests,
+        steps,
         bytes,
     })
 }
@@ -601,10 +656,11 @@ impl World {
                 self.status.claimed.tokens,
             ),
             (
-                self.limits.model_requests.min(self.limits.steps),
+                self.limits.model_requests,
                 self.exposed().model_requests,
                 self.status.claimed.model_requests,
             ),
+            (self.limits.steps, self.exposed().steps, self.status.claimed.steps),
             (self.limits.bytes, self.exposed().bytes, self.status.claimed.bytes),
         ] {
             let limit = limit.unwrap();
@@ -680,6 +736,36 @@ proptest! {
             let lost = status.claimed.minus(ledger.used()).minus(ledger.in_flight());
             prop_assert!(lost.tokens <= (limit + 99) / 100, "{lost:?}");
         }
+    }
+
+    #[test]
+    fn steps_and_model_requests_together_never_exceed_the_steps(
+        limits in any_limits(),
+        asked in prop::collection::vec(any::<bool>(), 1..80),
+    ) {
+        let limits = Limits { tokens: None, bytes: None, ..limits };
+        let mut status = Status::default();
+        let mut ledger = Ledger::new(limits, Counters::ZERO);
+        let (mut requested, mut taken) = (0, 0);
+        for is_request in asked {
+            let need = if is_request { model_request() } else { steps(1) };
+            let due = requested + taken >= limits.steps.unwrap()
+                || (is_request && requested >= limits.model_requests.unwrap());
+            match reserve(&mut ledger, &mut status, need) {
+                Ok(reservation) => {
+                    prop_assert!(!due);
+                    ledger.settle(reservation, need);
+                    requested += i64::from(is_request);
+                    taken += i64::from(!is_request);
+                }
+                Err(deny) => {
+                    let is_of_requests = is_request && requested >= limits.model_requests.unwrap();
+                    prop_assert!(due);
+                    prop_assert_eq!(deny == Deny::ModelRequestBudgetExceeded, is_of_requests);
+                }
+            }
+        }
+        prop_assert_eq!(ledger.used(), requests(requested).plus(steps(requested + taken)));
     }
 
     #[test]

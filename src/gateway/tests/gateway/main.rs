@@ -16,5 +16,6 @@ mod policy;
 mod shares;
 mod sink;
 mod smuggling;
+mod steps;
 mod tunnels;
 mod world;

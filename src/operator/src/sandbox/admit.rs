@@ -486,6 +486,17 @@ mod tests {
         assert_eq!(of(json!({"steps": 8}), defaults).steps, Some(8));
         let maximum = json!({"maximum": {"limits": {"steps": 9}}});
         assert_eq!(of(json!({}), maximum).steps, Some(9));
+        // Where model requests are possible, the gateway counts both.
+        for (policy, counts) in [
+            (
+                json!({"models": [{"provider": "OpenAI", "host": "api.openai.com", "allow": ["m"]}]}),
+                true,
+            ),
+            (json!({"egress": {"allow": [{"host": "example.org"}]}}), false),
+        ] {
+            let session = of(json!({"steps": 6}), policy);
+            assert_eq!((session.steps, session.gateway_counts), (Some(6), counts));
+        }
         assert_eq!(run(json!({}), json!({})).unwrap().session, None);
     }
 

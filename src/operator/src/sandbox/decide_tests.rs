@@ -3,7 +3,9 @@
 use agentsandbox_api::condition::types;
 use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::run::{CompletionRecord, MeasuredUsage, ObservedIsolation, RECORD_VERSION};
+use agentsandbox_api::run::{
+    CompletionRecord, MeasuredUsage, ObservedIsolation, RECORD_VERSION, StepsSummary,
+};
 use agentsandbox_api::sandbox::{AgentSandbox, EgressCounters, EgressStatus, Phase};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -341,6 +343,7 @@ fn egress(pod_uid: &str, exhausted: Option<Reason>, settled: bool) -> EgressStat
         used: EgressCounters {
             tokens: 30,
             model_requests: 2,
+            steps: 2,
             bytes: 900,
         },
         input_tokens: 10,
@@ -462,6 +465,38 @@ fn figures_that_are_final_before_the_verdict_cost_no_write_of_their_own() {
     let mut world = world(&sandbox, &config);
     world.pod = present(ended_pod(0, record(Reason::Completed, 0)));
     assert_eq!(egress_figures(&decide(&world).status), FOLDED);
+}
+
+#[test]
+fn the_steps_are_the_gateways_where_it_counts_and_else_the_records() {
+    let config = testing::config();
+    let session = |taken: u64| {
+        let mut record: CompletionRecord =
+            serde_json::from_str(&record(Reason::StepBudgetExceeded, 0)).unwrap();
+        record.steps = Some(StepsSummary {
+            taken,
+            ..StepsSummary::default()
+        });
+        serde_json::to_string(&record).unwrap()
+    };
+    for (record, charged, expected) in [
+        // Three steps and three model requests.
+        (session(3), 6, 6),
+        // The policy has no models, and the gateway is asked for none.
+        (session(3), 0, 3),
+        // What a guest writes does not count against what was charged.
+        (session(4_000), 6, 6),
+        (record(Reason::Completed, 0), 2, 2),
+        (record(Reason::Completed, 0), 0, 0),
+    ] {
+        let mut written = egress("pod", None, true);
+        written.used.steps = charged;
+        let sandbox = running_with(written);
+        let mut world = world(&sandbox, &config);
+        world.pod = present(ended_pod(0, record));
+        let usage = decide(&world).status.usage.unwrap();
+        assert_eq!(usage.steps, Some(expected), "{charged} charged");
+    }
 }
 
 #[test]

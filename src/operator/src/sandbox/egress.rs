@@ -38,12 +38,11 @@ pub(super) fn fold(world: &World<'_>, status: &mut AgentSandboxStatus) {
         let usage = status.usage.get_or_insert_default();
         if usage.model_requests.is_none() {
             usage.model_requests = Some(egress.used.model_requests);
-            usage.steps = Some(
-                usage
-                    .steps
-                    .unwrap_or_default()
-                    .saturating_add(egress.used.model_requests),
-            );
+            // Where the gateway counts a session's steps, none is taken that it has not charged: its figure holds all
+            // that the record has, and no guest has written it. Where it does not, it has charged none.
+            if egress.used.steps > 0 || usage.steps.is_none() {
+                usage.steps = Some(egress.used.steps);
+            }
             usage.input_tokens = Some(egress.input_tokens);
             usage.output_tokens = Some(egress.output_tokens);
             usage.egress_allowed = Some(egress.allowed);

@@ -442,6 +442,35 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_charged_over_the_connection_that_is_bound() {
+        let gateway = Gateway::new("charge");
+        let registration = gateway.register();
+        let (mut connection, _) = gateway.accept();
+        assert!(registration.charge(1).is_err(), "nobody is bound yet");
+        answer(&mut connection, r#"{"bound":true}"#);
+        eventually(&registration, |standing| standing.bound);
+        // The gateway may be known to be bound a moment before its connection is.
+        let mut number = 1;
+        while registration.charge(number).is_err() {
+            assert!(number < 1_000);
+            number += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut line = String::new();
+        connection.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("{{\"charge\":{number}}}\n"));
+        let refusal = r#"{"charged":1,"granted":false,"reason":"StepBudgetExceeded","message":"no more"}"#;
+        answer(&mut connection, refusal);
+        answer(&mut connection, r#"{"bound":true,"ca":"new"}"#);
+        let standing = eventually(&registration, |standing| standing.certificate.is_some());
+        assert!(standing.bound);
+        assert_eq!(registration.charged(), [serde_json::from_str(refusal).unwrap()]);
+        drop(connection);
+        let (_connection, _) = gateway.accept();
+        assert!(registration.charge(number + 1).is_err(), "it has ended");
+    }
+
+    #[test]
     fn an_endless_answer_and_nonsense_are_no_registration() {
         let gateway = Gateway::new("nonsense");
         let registration = gateway.register();
