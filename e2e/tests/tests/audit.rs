@@ -109,7 +109,7 @@ async fn a_runs_actions_are_told_in_order() {
             json!({"activity": "exit", "code": 3}),
             json!({"activity": "connect", "pid": pid, "address": "203.0.113.9", "port": 443}),
             json!({"activity": "connect", "pid": pid, "address": "203.0.113.10", "port": 80}),
-            json!({"activity": "connect", "pid": pid, "address": "203.0.113.53", "port": 53, "transport": "Udp"}),
+            json!({"activity": "connect", "pid": pid, "address": "203.0.113.53", "port": 53, "transport": "UDP"}),
             json!({"activity": "remove", "pid": pid, "path": inside("moved")}),
             json!({"activity": "exit", "pid": pid, "code": 0}),
             json!({"activity": "change", "change": "created", "path": "kept", "size": 3,

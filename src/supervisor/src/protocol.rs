@@ -94,6 +94,26 @@ impl Channel {
         result
     }
 
+    /// Says no more, and waits until the other side has heard everything and left, so long at most. Whoever leaves with
+    /// something unread resets the connection, which can take its last words with it.
+    pub fn finish(&mut self, patience: std::time::Duration) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.set_nonblocking(false);
+        let until = std::time::Instant::now() + patience;
+        let mut ignored = [0; 4096];
+        loop {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
+                return;
+            }
+            match self.stream.read(&mut ignored) {
+                Ok(length) if length > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return,
+            }
+        }
+    }
+
     /// Looks for one message, without waiting.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Received<T> {
         if let Some(message) = self.take_line() {

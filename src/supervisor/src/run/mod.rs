@@ -38,6 +38,8 @@ use watch::{Foreign, Warnings};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the recorder may take to decide: it bounds its own probe far below this.
 const GO_TIMEOUT: Duration = Duration::from_mins(10);
+/// How long the recorder may take to hear the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often the run's use is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Why a run whose capture is demanded may not go on.
@@ -205,6 +207,7 @@ impl Run {
                     .channel
                     .send(&FromSupervisor::Started { at_ms: sys::now_ms() });
                 let _ = self.channel.send(&FromSupervisor::Ended(Box::new(ended)));
+                self.channel.finish(LAST_WORDS);
                 exit_code
             }
         }
@@ -234,6 +237,7 @@ impl Run {
         }
         if !self.recorder_gone {
             let _ = self.channel.send(&FromSupervisor::Ended(Box::new(ended.clone())));
+            self.channel.finish(LAST_WORDS);
         }
         ended.exit_code
     }

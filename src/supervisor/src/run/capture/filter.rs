@@ -3,7 +3,7 @@
 //! It sees numbers and register values only. What hides behind a pointer it can't judge, so such calls are let through
 //! after they were noted, or answered as if the kernel did not have them.
 
-use super::calls::{Kind, NATIVE_ARCH, RULES, Test};
+use super::calls::{Guard, Kind, NATIVE_ARCH, RULES, Test};
 
 /// Let the call through.
 pub const ALLOW: u32 = 0x7fff_0000;
@@ -62,7 +62,12 @@ pub fn program(ask: Option<u32>) -> Vec<libc::sock_filter> {
     // The kernel remembers which calls are let through whatever their arguments: for these no program runs at all.
     for rule in RULES {
         let number = u32::try_from(rule.number).unwrap_or(u32::MAX);
-        let block = block(rule.test, rule.kind, ask);
+        let test = match (rule.kind, ask) {
+            // A process that is being started asks its tracer to be one. Any other has one already.
+            (Kind::Guard(Guard::Ptrace), Some(TRACE)) => Test::AskUnlessZero(0),
+            _ => rule.test,
+        };
+        let block = block(test, rule.kind, ask);
         let length = u8::try_from(block.len()).unwrap_or(u8::MAX);
         program.push(op(IS, number, 0, length));
         program.extend(block);

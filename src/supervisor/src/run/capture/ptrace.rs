@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::sys::install;
 use crate::sys::Ended;
@@ -76,15 +76,38 @@ pub fn go_on(pid: i32, signal: i32) {
     unsafe { libc::ptrace(libc::PTRACE_CONT, pid, 0, libc::c_long::from(signal)) };
 }
 
-/// A child between fork and exec: has its parent's thread trace it, and waits until that does.
-pub fn let_trace() -> io::Result<()> {
-    // SAFETY: neither takes pointers; raise is async-signal-safe.
-    unsafe {
-        if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) < 0 || libc::raise(libc::SIGSTOP) != 0 {
-            return Err(io::Error::last_os_error());
+/// A child between fork and exec, in a process group of its own: takes the filter, has its parent's thread trace it, and
+/// waits until that does.
+///
+/// Only who can be read can be traced, and other processes of the same user can then reach it. So it gives up every
+/// descriptor but one and its standard ones, and is under the filter before: what it could still do for them is nothing
+/// that they can't do themselves.
+pub fn let_trace(program: &[libc::sock_filter], keep: RawFd) -> io::Result<()> {
+    let kept = u32::try_from(keep).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let close = |first: u32, last: u32| {
+        if first > last {
+            return Ok(());
         }
+        // SAFETY: close_range takes values only; nothing in this child uses these descriptors any more.
+        match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    close(3, kept.saturating_sub(1))?;
+    close(kept.saturating_add(1).max(3), u32::MAX)?;
+    install(program, false)?;
+    // SAFETY: none takes pointers; all are system calls alone. The group is this process.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
+            && libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) == 0
+            && libc::kill(0, libc::SIGSTOP) == 0
+    };
+    if done {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
-    Ok(())
 }
 
 /// Waits for the stop of a child that lets itself be traced, and has it and all that it starts stop at what the filter
@@ -120,7 +143,8 @@ pub fn try_tracing(program: &[libc::sock_filter]) -> io::Result<()> {
     unsafe {
         let pid = libc::fork();
         if pid == 0 {
-            let tried = let_trace().and_then(|()| install(program, false));
+            libc::setsid();
+            let tried = let_trace(program, libc::STDERR_FILENO);
             libc::_exit(i32::from(tried.is_err()));
         }
         if pid < 0 {

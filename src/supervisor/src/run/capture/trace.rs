@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use super::ptrace::{self, Stop, Waited};
 use super::queue::Queue;
 use super::read::{self, Image, OfThread};
 use super::see::{self, Sight};
-use super::sys::{self, Bell};
+use super::sys::Bell;
 use super::{STACK_BYTES, filter};
 use crate::sys::{Ended, Reaped, Signals, never_wait, wait_readable};
 
@@ -336,11 +336,9 @@ impl Tracer {
 /// Starts a process that is traced from its exec on; its number, and where it says why it can't execute.
 fn born(command: &mut Command) -> io::Result<(i32, File)> {
     let filter = filter::program(Some(filter::TRACE));
-    crate::sys::before_exec(command, move || {
-        ptrace::let_trace()?;
-        sys::install(&filter, false).map(|_| ())
-    });
     let (errors, writer) = io::pipe()?;
+    let keep = writer.as_raw_fd();
+    crate::sys::before_exec(command, move || ptrace::let_trace(&filter, keep));
     never_wait(errors.as_fd())?;
     let mut errors = File::from(OwnedFd::from(errors));
     let pid = ptrace::fork_and_execute(command, &writer)?;
