@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use agentsandbox_api::action::Action;
+use agentsandbox_api::action::{Action, Basis};
 use agentsandbox_client::Record;
 use clap::ValueEnum;
 use serde::Deserialize;
@@ -124,7 +124,19 @@ fn told(action: &Action) -> String {
             millis(*duration_millis)
         ),
         Action::StepRefused { argv, reason } => format!("step refused ({}): {}", shown(reason), words(argv)),
-        Action::Exec { pid, argv, path, .. } => format!("[{pid}] {} ({})", words(argv), shown(path)),
+        Action::Exec {
+            basis,
+            pid,
+            argv,
+            path,
+            ..
+        } => {
+            let does = match basis {
+                Basis::Claimed => "asks to run",
+                Basis::Observed => "runs",
+            };
+            format!("[{pid}] {does} {} ({})", words(argv), shown(path))
+        }
         Action::Foreign { pid, argv, .. } => format!("[{pid}] from outside: {}", words(argv)),
         Action::Exit { pid, code, signal } => match (code, signal) {
             (_, Some(signal)) => format!("[{pid}] ends by signal {signal}"),
