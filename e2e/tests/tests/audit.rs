@@ -7,7 +7,7 @@ use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandboxStatus, AuditStatus};
 use e2e::Harness;
-use e2e::harness::repository;
+use e2e::harness::{process_of, repository};
 use serde_json::{Value, json};
 
 /// A run that has ended: its status, and its log by lines.
@@ -242,5 +242,50 @@ async fn who_hides_is_counted_and_ended_where_the_policy_demands_capture() {
     let ended = run(&harness, "audited-runc", "hidden.py", &[]).await;
     let result = ended.status.result.unwrap();
     assert_eq!(result.reason, Some(Reason::AuditUnavailable), "{result:?}");
+    harness.finish().await.unwrap();
+}
+
+/// What the container runtime does for a raw `kubectl exec`, where no admission policy refuses it: a process in the
+/// sandbox's namespaces whose parent is outside of them.
+#[tokio::test]
+async fn a_process_from_outside_is_told_as_such() {
+    let harness = harness("foreign").await;
+    harness
+        .sandbox(
+            "visited",
+            json!({"policyRef": {"name": "runc"}, "command": ["sleep", "8"]}),
+        )
+        .await
+        .unwrap();
+    harness.running("visited").await.unwrap();
+    let pod = harness.pods_of("visited").await.unwrap().remove(0);
+    let first = process_of(&pod, "sandbox-supervisor run").unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{first}/status")).unwrap();
+    let user = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    let user = user.split_whitespace().next().unwrap();
+    let visit = std::process::Command::new("nsenter")
+        .args([
+            "--target",
+            &first.to_string(),
+            "--pid",
+            "--mount",
+            "--setuid",
+            user,
+        ])
+        .args(["sleep", "3"])
+        .status()
+        .unwrap();
+    assert!(visit.success());
+    harness.finished("visited").await.unwrap();
+    let log = harness
+        .log_of("visited", names::CONTAINER_RECORDER)
+        .await
+        .unwrap();
+    let foreign = log
+        .lines()
+        .filter(|line| line.contains(r#""activity":"foreign""#))
+        .collect::<Vec<_>>();
+    assert_eq!(foreign.len(), 1, "{log}");
+    assert!(foreign[0].contains(r#""argv":["sleep","3"]"#), "{log}");
     harness.finish().await.unwrap();
 }
