@@ -125,7 +125,10 @@ impl Sandbox {
 
     /// Waits until the object is gone.
     pub async fn gone(&self, timeout: Option<Duration>) -> Result<()> {
-        self.wait(Until::Deleted, timeout, |_| {}).await.map(drop)
+        match self.wait(Until::Deleted, timeout, |_| {}).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn wait_until(&self, until: Until, mut on_progress: impl FnMut(&Progress)) -> Result<AgentSandbox> {

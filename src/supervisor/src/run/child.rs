@@ -13,7 +13,7 @@ use agentsandbox_api::names;
 use agentsandbox_api::run::{CommandSpec, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
 use super::capture::Capturing;
-use super::usage::OWN_TASKS;
+use super::usage::own_tasks;
 use crate::sys::{self, Limit};
 
 /// How much of standard error is remembered.
@@ -111,8 +111,8 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>, capturing: &Capturing) -> Res
         command.env(names::ENV_STEP, step.to_string());
     }
     let (processes, file_size, root) = (
-        // The kernel counts all tasks of the user, the supervisor's too.
-        u64::from(spec.processes) + OWN_TASKS,
+        // The kernel counts all tasks of the user, the supervisor's too, of which one may still be born for the command.
+        u64::from(spec.processes) + own_tasks() + 1,
         spec.workspace_bytes.max(spec.tmp_bytes),
         spec.uid == 0,
     );

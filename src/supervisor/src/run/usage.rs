@@ -46,7 +46,7 @@ impl Meter {
             .or_else(count_tasks)
             .unwrap_or_default();
         // The supervisor and its threads are not the run's.
-        let processes = processes.saturating_sub(OWN_TASKS);
+        let processes = processes.saturating_sub(own_tasks());
         self.sampled_processes = self.sampled_processes.max(processes);
         let unbounded = (self.version == Some(UsageSource::CgroupV1)
             && number("memory/memory.max_usage_in_bytes").is_none())
@@ -94,7 +94,7 @@ impl Meter {
             .or_else(|| sampled(self.sampled_memory.max(rusage_memory)));
         let disk = v2(text("io.stat").map(|text| sum_of(&text, "wbytes=")))
             .or_else(|| v1(text("blkio/blkio.throttle.io_service_bytes").map(|text| v1_writes(&text))));
-        let processes = v2(number("pids.peak").map(|peak| peak.saturating_sub(OWN_TASKS)))
+        let processes = v2(number("pids.peak").map(|peak| peak.saturating_sub(own_tasks())))
             .or_else(|| sampled(self.sampled_processes));
         let network = std::fs::read_to_string("/proc/net/dev")
             .ok()
@@ -125,8 +125,10 @@ pub fn memory() -> Option<u64> {
     Some(used.saturating_sub(cache.unwrap_or_default()))
 }
 
-/// Tasks of the supervisor itself: its main thread, the one that passes standard error on, and the two of the capture.
-pub const OWN_TASKS: u64 = 4;
+/// Threads of the supervisor itself.
+pub fn own_tasks() -> u64 {
+    std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count() as u64)
+}
 
 fn text(file: &str) -> Option<String> {
     std::fs::read_to_string(Path::new(ROOT).join(file)).ok()
