@@ -3,7 +3,7 @@
 
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::sandbox::AgentSandbox;
+use agentsandbox_api::sandbox::{AgentSandbox, EgressDenial};
 use e2e::Harness;
 use e2e::egress::{Journal, SDK_IMAGE, policy};
 use e2e::steps::Session;
@@ -71,7 +71,9 @@ async fn tokens_burned_in_parallel_end_the_run_at_the_exact_count() {
             (3000 - 8 * RESERVATION..=3000).contains(&egress.used.tokens),
             "{egress:?}"
         );
-        assert!(run.log.contains("OUTCOME 429 TokenBudgetExceeded"), "{}", run.log);
+        // Whether the program itself still hears of it before its run is ended is a matter of its speed.
+        let refused = |denial: &EgressDenial| denial.reason == "TokenBudgetExceeded";
+        assert!(egress.denials.iter().any(refused), "{egress:?}");
         harness.finish().await.unwrap();
     }
 }
