@@ -261,17 +261,13 @@ async fn a_process_from_outside_is_told_as_such() {
     let pod = harness.pods_of("visited").await.unwrap().remove(0);
     let first = process_of(&pod, "sandbox-supervisor run").unwrap();
     let status = std::fs::read_to_string(format!("/proc/{first}/status")).unwrap();
-    let user = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
-    let user = user.split_whitespace().next().unwrap();
+    let id = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.split_whitespace().next().unwrap().to_owned()
+    };
     let visit = std::process::Command::new("nsenter")
-        .args([
-            "--target",
-            &first.to_string(),
-            "--pid",
-            "--mount",
-            "--setuid",
-            user,
-        ])
+        .args(["--target", &first.to_string(), "--pid", "--mount"])
+        .args(["--setuid", &id("Uid:"), "--setgid", &id("Gid:")])
         .args(["sleep", "3"])
         .status()
         .unwrap();
