@@ -134,18 +134,8 @@ impl AsFd for Signals {
 
 /// Waits until one of the descriptors can be read, or for so long.
 pub fn wait_readable(descriptors: &[BorrowedFd<'_>], timeout: Duration) {
-    let mut polled: Vec<libc::pollfd> = descriptors
-        .iter()
-        .map(|fd| libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        })
-        .collect();
-    // Rounded up, so that a deadline is not polled for in a loop of zero waits.
-    let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-    // SAFETY: the pointer and length are those of a live vector.
-    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+    let awaited: Vec<Awaited<'_>> = descriptors.iter().copied().map(Awaited::read).collect();
+    wait(&awaited, timeout);
 }
 
 /// A descriptor to wait for: until it can be read, until it can be written, or only until its other side is gone.
@@ -181,6 +171,7 @@ pub fn wait(awaited: &[Awaited<'_>], timeout: Duration) -> Vec<bool> {
             revents: 0,
         })
         .collect();
+    // Rounded up, so that a deadline is not polled for in a loop of zero waits.
     let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
     // SAFETY: the pointer and length are those of a live vector.
     unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
@@ -213,6 +204,17 @@ pub struct Ended {
     pub signal: Option<i32>,
 }
 
+impl Ended {
+    /// What waitpid(2) says of a child that has ended.
+    pub fn of(pid: i32, status: i32) -> Self {
+        Self {
+            pid,
+            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        }
+    }
+}
+
 /// What `reap` found.
 pub enum Reaped {
     /// A child that has ended.
@@ -232,11 +234,7 @@ pub fn reap() -> Reaped {
         0 => Reaped::NoneYet,
         // A child that made process 1 its tracer has stopped, and not ended.
         pid if pid > 0 && libc::WIFSTOPPED(status) => reap(),
-        pid if pid > 0 => Reaped::One(Ended {
-            pid,
-            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-        }),
+        pid if pid > 0 => Reaped::One(Ended::of(pid, status)),
         _ => Reaped::NoChildren,
     }
 }

@@ -32,6 +32,8 @@ pub use read::{image, parent};
 
 /// Stack of each of our threads.
 const STACK_BYTES: usize = 256 << 10;
+/// Between two looks for room in the queue, while somebody waits for it.
+const ROOM_EVERY: Duration = Duration::from_millis(2);
 /// Actions of one message, in bytes as JSON: a message is at most twice as long.
 const BATCH_BYTES: usize = 32 << 10;
 /// So many messages are sent before the recorder says that it has written one down: a stalled log fills the queue, and not

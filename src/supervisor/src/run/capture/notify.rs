@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use agentsandbox_api::action::{Action, Basis};
 
+use super::ROOM_EVERY;
 use super::launch::Launching;
 use super::queue::Queue;
 use super::read::{self, Image, OfThread};
@@ -20,8 +21,6 @@ use super::sys::{Listener, Notification};
 const OBSERVE_AFTER: Duration = Duration::from_millis(2);
 /// When it is looked at once more, if the exec was still going on.
 const OBSERVE_AGAIN: Duration = Duration::from_millis(100);
-/// Between two looks for room, while somebody waits for it.
-const ROOM_EVERY: Duration = Duration::from_millis(2);
 /// So many observations wait at most; beyond that the oldest are made at once.
 const PENDING_MAX: usize = 256;
 
@@ -166,16 +165,9 @@ impl Notifier<'_> {
     /// the program's own mistake, and fails in the kernel as well. All else hides something.
     fn could_not_read(&mut self, call: &see::Call<'_>, error: &io::Error) {
         if see::is_exec(call.number)
-            && let Some((path, argv)) = self.launching.program_of(call.thread)
+            && let Some(program) = self.launching.program_of(call.thread)
         {
-            return self.write_down(Action::Exec {
-                basis: Basis::Claimed,
-                pid: call.thread,
-                parent: Some(std::process::id()),
-                path,
-                argv,
-                cut: false,
-            });
+            return self.write_down(see::start(call.process, program));
         }
         if error.raw_os_error() != Some(libc::EFAULT) {
             self.queue.unreadable();

@@ -42,11 +42,7 @@ pub fn wait_any() -> Waited {
     match pid {
         0 => Waited::Nothing,
         pid if pid < 0 => Waited::NoChildren,
-        pid if !libc::WIFSTOPPED(status) => Waited::Ended(Ended {
-            pid,
-            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-        }),
+        pid if !libc::WIFSTOPPED(status) => Waited::Ended(Ended::of(pid, status)),
         pid => {
             let stop = match status >> 16 {
                 libc::PTRACE_EVENT_SECCOMP => Stop::Call,

@@ -42,6 +42,18 @@ pub fn is_exec(number: i32) -> bool {
     calls::find(number).is_some_and(|rule| matches!(rule.kind, Kind::Exec { .. }))
 }
 
+/// The exec of a process that is being started by us: until then it is as unreadable as we are, and needs no look.
+pub fn start(pid: u32, (path, argv): (String, Vec<String>)) -> Action {
+    Action::Exec {
+        basis: Basis::Claimed,
+        pid,
+        parent: Some(std::process::id()),
+        path,
+        argv,
+        cut: false,
+    }
+}
+
 /// What a call does. An error says that its memory could not be read.
 pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
     let Some(rule) = calls::find(call.number) else {

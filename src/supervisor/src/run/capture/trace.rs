@@ -21,11 +21,9 @@ use super::queue::Queue;
 use super::read::{self, Image, OfThread};
 use super::see::{self, Sight};
 use super::sys::Bell;
-use super::{STACK_BYTES, filter};
+use super::{ROOM_EVERY, STACK_BYTES, filter};
 use crate::sys::{Ended, Reaped, Signals, never_wait, wait_readable};
 
-/// Between two looks for room, while somebody waits for it.
-const ROOM_EVERY: Duration = Duration::from_millis(2);
 /// Nothing else would be missed for so long.
 const IDLE: Duration = Duration::from_mins(1);
 
@@ -257,15 +255,7 @@ impl Tracer {
             .as_ref()
             .filter(|starting| u32::try_from(starting.pid) == Ok(call.thread) && see::is_exec(call.number));
         if let Some(starting) = ours {
-            let (path, argv) = starting.program.clone();
-            self.write_down(Action::Exec {
-                basis: Basis::Claimed,
-                pid: call.process,
-                parent: Some(std::process::id()),
-                path,
-                argv,
-                cut: false,
-            });
+            self.write_down(see::start(call.process, starting.program.clone()));
         } else if error.raw_os_error() != Some(libc::EFAULT) {
             self.queue.unreadable();
         }
