@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
-use work::Work;
+use work::{Chain, Work};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,11 +21,17 @@ struct Cli {
     #[arg(long)]
     supervisor: Option<PathBuf>,
     /// Pairs of each kind of work.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 25)]
     pairs: usize,
+    /// Only this kind of work.
+    #[arg(long)]
+    only: Option<Work>,
     /// Only do this work, and print how long it took, in nanoseconds.
     #[arg(long, hide = true)]
     work: Option<Work>,
+    /// Go on executing.
+    #[arg(long, hide = true)]
+    chain: Option<Chain>,
     /// Measure; already in namespaces of its own.
     #[arg(long, hide = true)]
     inside: bool,
@@ -36,10 +42,12 @@ const SCRATCH: &str = "mount -t tmpfs none /tmp && ip link set lo up && exec \"$
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let say = |took: std::time::Duration| println!("{}", took.as_nanos());
     let done = match (&cli.work, &cli.supervisor) {
-        (Some(work), _) => work.run().map(|took| println!("{}", took.as_nanos())),
-        (None, Some(supervisor)) if cli.inside => recorder::compare(supervisor, cli.pairs),
-        (None, Some(supervisor)) => in_namespaces(supervisor, cli.pairs),
+        _ if let Some(chain) = cli.chain => chain.go_on().map(say),
+        (Some(work), _) => work.run().map(say),
+        (None, Some(supervisor)) if cli.inside => recorder::compare(supervisor, cli.pairs, cli.only),
+        (None, Some(supervisor)) => in_namespaces(supervisor, cli.pairs, cli.only),
         (None, None) => Err("--supervisor is missing".into()),
     };
     match done {
@@ -52,10 +60,11 @@ fn main() -> ExitCode {
 }
 
 /// Namespaces can't be changed for a thread alone, so the measuring is a process of its own.
-fn in_namespaces(supervisor: &std::path::Path, pairs: usize) -> Result<(), Error> {
+fn in_namespaces(supervisor: &std::path::Path, pairs: usize, only: Option<Work>) -> Result<(), Error> {
     let status = Command::new("unshare")
         .args(["--net", "--mount", "--", "sh", "-c", SCRATCH])
         .arg(std::env::current_exe()?)
+        .args(only.iter().flat_map(|work| ["--only", work.name()]))
         .args(["--inside", "--pairs", &pairs.to_string(), "--supervisor"])
         .arg(supervisor)
         .stdin(Stdio::null())

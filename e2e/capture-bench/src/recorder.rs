@@ -25,14 +25,17 @@ struct Supervised {
 }
 
 /// Each kind of work with and without the supervisor, in turns; prints a line for each.
-pub fn compare(supervisor: &Path, pairs: usize) -> Result<(), Error> {
+pub fn compare(supervisor: &Path, pairs: usize, only: Option<Work>) -> Result<(), Error> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, names::PORT_CONTROL))?;
     println!(
         "{:<7} {:>11} {:>11} {:>8} {:>14} {:>9}  CAPTURED BY",
         "WORK", "WITH ms", "WITHOUT ms", "RATIO", "PER OPERATION", "RECORDS"
     );
-    for work in Work::ALL {
-        let (mut with, mut without, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for work in Work::ALL
+        .into_iter()
+        .filter(|work| only.is_none_or(|only| only == *work))
+    {
+        let (mut with, mut without, mut ratios, mut more) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut last = None;
         for pair in 0..=pairs {
             let alone = alone(work)?;
@@ -40,21 +43,21 @@ pub fn compare(supervisor: &Path, pairs: usize) -> Result<(), Error> {
             // The first pair reads files from disk.
             if pair > 0 {
                 ratios.push(supervised.nanos / alone);
+                more.push(supervised.nanos - alone);
                 with.push(supervised.nanos);
                 without.push(alone);
             }
             last = Some(supervised);
         }
         let Some(last) = last else { continue };
-        let (with, without) = (median(&mut with), median(&mut without));
         let operations = f64::from(u32::try_from(work.operations())?);
         println!(
             "{:<7} {:>11.1} {:>11.1} {:>8.3} {:>11.2} µs {:>9}  {:?}",
             work.name(),
-            with / 1e6,
-            without / 1e6,
+            median(&mut with) / 1e6,
+            median(&mut without) / 1e6,
             median(&mut ratios),
-            (with - without) / operations / 1e3,
+            median(&mut more) / operations / 1e3,
             last.records,
             last.means
         );
@@ -105,6 +108,8 @@ fn supervised(supervisor: &Path, work: Work, listener: &TcpListener) -> Result<S
             _ => {}
         }
     }
+    // The supervisor leaves when nobody listens any more.
+    drop((connection, lines));
     Ok(Supervised {
         nanos: said(child)?,
         means: capture.commands,

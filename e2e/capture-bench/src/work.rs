@@ -3,16 +3,17 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::Error;
 
 /// Where the work is done; a file system in memory, so that no disk disturbs.
 const FOLDER: &str = "/tmp/work";
 /// Programs executed, files opened for reading, files written.
-const EXECS: usize = 1000;
+const EXECS: usize = 500;
 const READS: usize = 100_000;
 const WRITES: usize = 20_000;
 /// Sources compiled: each compilation executes three programs and reads some hundred files.
@@ -23,8 +24,10 @@ const SOURCES: usize = 60;
 pub enum Work {
     /// Compiles small C files, one after the other, as a build does.
     Build,
-    /// Executes a program that does nothing.
+    /// Executes a program in place of the one before, again and again.
     Exec,
+    /// Starts a process, which executes a program that does nothing and ends.
+    Process,
     /// Opens and closes a file for reading.
     Read,
     /// Creates and closes a file, which is replaced each time.
@@ -33,13 +36,14 @@ pub enum Work {
 
 impl Work {
     /// All of them, the one that matters most first.
-    pub const ALL: [Self; 4] = [Self::Build, Self::Exec, Self::Read, Self::Write];
+    pub const ALL: [Self; 5] = [Self::Build, Self::Exec, Self::Process, Self::Read, Self::Write];
 
     /// How it is named on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Build => "build",
             Self::Exec => "exec",
+            Self::Process => "process",
             Self::Read => "read",
             Self::Write => "write",
         }
@@ -49,7 +53,7 @@ impl Work {
     pub fn operations(self) -> usize {
         match self {
             Self::Build => SOURCES,
-            Self::Exec => EXECS,
+            Self::Exec | Self::Process => EXECS,
             Self::Read => READS,
             Self::Write => WRITES,
         }
@@ -70,7 +74,8 @@ impl Work {
         for index in 0..self.operations() {
             match self {
                 Self::Build => compile(folder, index)?,
-                Self::Exec => must(Command::new("/bin/true").stdin(Stdio::null()))?,
+                Self::Exec => return Chain::begin().go_on(),
+                Self::Process => must(Command::new("/bin/true").stdin(Stdio::null()))?,
                 Self::Read => drop(File::open(&file)?),
                 Self::Write => drop(File::create(&file)?),
             }
@@ -79,6 +84,53 @@ impl Work {
         fs::remove_dir_all(folder)?;
         Ok(took)
     }
+}
+
+/// Programs executed one in place of the other: of the time, only what a program is told lives on.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain {
+    left: usize,
+    /// When the first began, in nanoseconds since 1970.
+    since: u128,
+}
+
+impl Chain {
+    fn begin() -> Self {
+        Self {
+            left: EXECS,
+            since: now(),
+        }
+    }
+
+    /// Executes the next program, which is this one; at the end, how long all took.
+    pub fn go_on(self) -> Result<Duration, Error> {
+        let Self { left, since } = self;
+        let Some(left) = left.checked_sub(1) else {
+            return Ok(Duration::from_nanos(u64::try_from(now() - since)?));
+        };
+        let error = Command::new(std::env::current_exe()?)
+            .args(["--chain", &format!("{left},{since}")])
+            .exec();
+        Err(error.into())
+    }
+}
+
+impl std::str::FromStr for Chain {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (left, since) = text.split_once(',').ok_or("no comma")?;
+        Ok(Self {
+            left: left.parse()?,
+            since: since.parse()?,
+        })
+    }
+}
+
+fn now() -> u128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos())
 }
 
 fn compile(folder: &Path, index: usize) -> Result<(), Error> {

@@ -24,6 +24,8 @@ pub const ANNOTATION_RUN: &str = "agentsandbox.dev/run-id";
 pub const ANNOTATION_CAUSE: &str = "agentsandbox.dev/ended-because";
 /// Annotation of the pod: the message that belongs to [`ANNOTATION_CAUSE`].
 pub const ANNOTATION_CAUSE_MESSAGE: &str = "agentsandbox.dev/ended-message";
+/// Annotation of the pod: when the operator ended it for [`ANNOTATION_CAUSE`], as RFC 3339.
+pub const ANNOTATION_CAUSE_TIME: &str = "agentsandbox.dev/ended-at";
 
 /// Name of the `NetworkPolicy` that denies everything, both ways, to every sandbox pod of a namespace.
 pub const DENY_ALL_NETWORK_POLICY: &str = "agentsandbox-deny-all";

@@ -14,6 +14,7 @@ const MOST: usize = 10_000;
 pub struct OwnWrites {
     overwritten: Mutex<HashMap<String, String>>,
     deleted: Mutex<HashSet<String>>,
+    ended: Mutex<HashSet<String>>,
 }
 
 impl OwnWrites {
@@ -47,11 +48,7 @@ impl OwnWrites {
 
     /// Remembers that the API server took the deletion of an object.
     pub fn deleted(&self, uid: &str) {
-        let mut deleted = lock(&self.deleted);
-        if deleted.len() >= MOST {
-            deleted.clear();
-        }
-        deleted.insert(uid.to_owned());
+        remember(&self.deleted, uid);
     }
 
     /// Whether the API server took the deletion of an object: it goes, even if a store still shows it untouched.
@@ -59,6 +56,25 @@ impl OwnWrites {
     pub fn is_deleted(&self, uid: &str) -> bool {
         lock(&self.deleted).contains(uid)
     }
+
+    /// Remembers that the API server took the nearer deadline of a pod.
+    pub fn ended(&self, uid: &str) {
+        remember(&self.ended, uid);
+    }
+
+    /// Whether the API server took the nearer deadline of a pod.
+    #[must_use]
+    pub fn is_ended(&self, uid: &str) -> bool {
+        lock(&self.ended).contains(uid)
+    }
+}
+
+fn remember(uids: &Mutex<HashSet<String>>, uid: &str) {
+    let mut uids = lock(uids);
+    if uids.len() >= MOST {
+        uids.clear();
+    }
+    uids.insert(uid.to_owned());
 }
 
 /// Nothing panics while it holds a lock, and each entry stands alone.

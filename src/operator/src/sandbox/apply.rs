@@ -227,8 +227,10 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
     Ok(())
 }
 
-/// Marks the pod with the cause, so that a restarted operator knows it, and deletes it; its finalizer keeps it
-/// until its result is known.
+/// Marks the pod with the cause, so that a restarted operator knows it, and ends it. One whose command runs is ended by
+/// its kubelet, by a deadline that is past already: so it stays, with its logs, as every other pod of a finished run.
+/// One that never ran has nothing to keep, and one whose kubelet did nothing is given up: they are deleted, and the
+/// finalizer keeps them until their result is known.
 async fn end_pod(
     world: &World<'_>,
     reason: Reason,
@@ -238,13 +240,18 @@ async fn end_pod(
     let PodState::Present(pod) = &world.pod else {
         return Ok(());
     };
-    if context.own_writes.is_deleted(&pod.uid) {
+    let by_kubelet = (pod.agent.started || pod.agent.ended.is_some()) && pod.ending.is_none();
+    if context.own_writes.is_deleted(&pod.uid) || by_kubelet && context.own_writes.is_ended(&pod.uid) {
         return Ok(());
     }
-    let mark = json!({"metadata": {"uid": pod.uid, "annotations": {
+    let mut mark = json!({"metadata": {"uid": pod.uid, "annotations": {
         names::ANNOTATION_CAUSE: reason.as_str(),
         names::ANNOTATION_CAUSE_MESSAGE: message.chars().take(900).collect::<String>(),
     }}});
+    if by_kubelet {
+        mark["metadata"]["annotations"][names::ANNOTATION_CAUSE_TIME] = json!(world.now.to_string());
+        mark["spec"] = json!({"activeDeadlineSeconds": 1});
+    }
     let api = pods(world, context);
     ignore_missing(
         context
@@ -257,6 +264,10 @@ async fn end_pod(
             .await,
     )?;
     info!(%reason, message, "ending the run");
+    if by_kubelet {
+        context.own_writes.ended(&pod.uid);
+        return Ok(());
+    }
     delete(world, &pod.name, &pod.uid, context).await
 }
 

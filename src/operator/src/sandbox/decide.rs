@@ -133,8 +133,14 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
         let wake = until_after(pod.deleted, ending_seconds(world), world.now);
         return stay(world, &stage, Vec::new(), Some(wake));
     }
-    if let Some((reason, message)) = creation_trouble
-        .map(|why| (Reason::PodMutated, why))
+    if pod.ending.is_some() && !has_passed(world, pod.ending, kubelet_seconds(world)) {
+        let wake = until_after(pod.ending, kubelet_seconds(world), world.now);
+        return stay(world, &stage, Vec::new(), Some(wake));
+    }
+    // What the run was ended for stays its cause, if the pod has to be deleted as well.
+    let earlier = pod.ending.and_then(|_| pod.own_cause());
+    if let Some((reason, message)) = earlier
+        .or_else(|| creation_trouble.map(|why| (Reason::PodMutated, why)))
         .or_else(|| end_cause(world, pod))
     {
         return stay(
@@ -299,12 +305,19 @@ pub(super) fn finish(world: &World<'_>, verdict: Verdict) -> Decision {
 
 /// Whether no report can be expected any more from a pod that has not ended.
 fn nothing_will_come(world: &World<'_>, pod: &PodView) -> bool {
-    let passed = |since: Option<Timestamp>, seconds: i64| {
-        since.is_some_and(|since| world.now >= since + SignedDuration::from_secs(seconds))
-    };
     let agent_ended = pod.agent.ended.as_ref().and_then(|end| end.finished_at);
-    pod.is_winding_down() && passed(agent_ended, WINDING_DOWN_SECONDS)
-        || passed(pod.deleted, ending_seconds(world))
+    pod.is_winding_down() && has_passed(world, agent_ended, WINDING_DOWN_SECONDS)
+        || has_passed(world, pod.deleted, ending_seconds(world))
+}
+
+fn has_passed(world: &World<'_>, since: Option<Timestamp>, seconds: i64) -> bool {
+    since.is_some_and(|since| world.now >= since + SignedDuration::from_secs(seconds))
+}
+
+/// From the moment a pod's deadline was drawn near to the one from which its kubelet is taken for dead, and the pod is
+/// deleted as well.
+fn kubelet_seconds(world: &World<'_>) -> i64 {
+    TERMINATION_GRACE_SECONDS + i64::from(world.config.deadline_grace_seconds)
 }
 
 /// From the deletion of a pod to the moment from which nothing more is expected of its node.

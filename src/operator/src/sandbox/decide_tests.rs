@@ -312,6 +312,46 @@ fn what_ends_a_running_sandbox_has_its_reason() {
     }
 }
 
+#[test]
+fn a_run_that_is_being_ended_is_left_to_its_kubelet_for_a_while() {
+    let (sandbox, config) = (testing::sandbox(json!({"stop": true})), testing::config());
+    let ending = created() + SignedDuration::from_secs(60);
+    for (seconds, deletes) in [(0, false), (10, false), (100, true)] {
+        let mut world = world(&sandbox, &config);
+        world.pod = present(PodView {
+            ending: Some(ending),
+            cause: Some(("PolicyDeleted".into(), "gone".into())),
+            ..live_pod()
+        });
+        world.now = ending + SignedDuration::from_secs(seconds);
+        let decision = decide(&world);
+        let expected = [Action::EndPod(Reason::PolicyDeleted, "gone".into())];
+        assert_eq!(
+            decision.before,
+            if deletes { expected.to_vec() } else { Vec::new() },
+            "{seconds} s"
+        );
+        assert!(decision.wake.is_some());
+        assert!(verdict(&decision).is_none());
+    }
+}
+
+#[test]
+fn a_run_that_its_kubelet_ended_has_the_operators_cause_and_its_pod_stays() {
+    let (sandbox, config) = (testing::sandbox(json!({"stop": true})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.pod = present(PodView {
+        ending: Some(created()),
+        cause: Some(("Stopped".into(), "spec.stop was set".into())),
+        phase: "Failed".into(),
+        reason: "DeadlineExceeded".into(),
+        ..ended_pod(143, record(Reason::Stopped, 143))
+    });
+    let decision = decide(&world);
+    assert_eq!(verdict(&decision), Some(Reason::Stopped));
+    assert_eq!(decision.after, [Action::ReleasePod]);
+}
+
 /// A policy that allows egress and a model.
 fn egress_policy() -> PolicyView {
     policy_view(json!({
@@ -613,12 +653,14 @@ fn any_pod() -> impl Strategy<Value = PodView> {
         Just("Failed"),
         Just("Unknown")
     ];
-    (container.clone(), container, phases, any::<bool>(), any::<bool>()).prop_map(
-        |(agent, recorder, phase, deleted, held)| PodView {
+    let flags = [any::<bool>(), any::<bool>(), any::<bool>()];
+    (container.clone(), container, phases, flags).prop_map(
+        |(agent, recorder, phase, [deleted, held, ending])| PodView {
             agent,
             recorder,
             phase: phase.into(),
             deleted: deleted.then(created),
+            ending: ending.then(created),
             held,
             ..live_pod()
         },

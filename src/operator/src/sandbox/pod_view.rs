@@ -1,6 +1,7 @@
 //! What the API server says of a run's pod, reduced to what a verdict needs.
 
 use agentsandbox_api::names;
+use agentsandbox_api::reason::Reason;
 use agentsandbox_api::run::CompletionRecord;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -69,6 +70,8 @@ pub struct PodView {
     pub recorder: ContainerView,
     /// The cause for which the operator ended it.
     pub cause: Option<(String, String)>,
+    /// When the operator ended it.
+    pub ending: Option<Timestamp>,
     /// Whether labels or containers changed since it was built.
     pub tampered: Option<String>,
 }
@@ -137,6 +140,9 @@ impl PodView {
                     annotation(names::ANNOTATION_CAUSE_MESSAGE).unwrap_or_default(),
                 )
             }),
+            // A time that can't be read was long ago.
+            ending: annotation(names::ANNOTATION_CAUSE_TIME)
+                .map(|time| time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
             tampered,
         }
     }
@@ -148,6 +154,13 @@ impl PodView {
         let containers_over = !self.agent.running && !self.recorder.running;
         let one_ended = self.agent.ended.is_some() || self.recorder.ended.is_some();
         containers_over && (one_ended && self.agent.waiting.is_none() || phase_over)
+    }
+
+    /// The cause for which the operator ended it, if that is one.
+    #[must_use]
+    pub fn own_cause(&self) -> Option<(Reason, String)> {
+        let (reason, message) = self.cause.as_ref()?;
+        Some((reason.parse().ok()?, message.clone()))
     }
 
     /// Whether the agent container has ended while the recorder still runs.

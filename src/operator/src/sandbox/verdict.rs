@@ -284,10 +284,8 @@ fn without_record(view: &PodView, doubt: &str, now: Timestamp) -> Verdict {
 
 /// Why somebody outside the sandbox ended it: the operator's own mark first, then the kubelet's account.
 fn outside_cause(view: &PodView) -> Option<(Reason, String)> {
-    if let Some((reason, message)) = &view.cause
-        && let Ok(reason) = reason.parse()
-    {
-        return Some((reason, message.clone()));
+    if let Some(cause) = view.own_cause() {
+        return Some(cause);
     }
     match view.reason.as_str() {
         "Evicted"

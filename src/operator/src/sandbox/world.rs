@@ -137,7 +137,7 @@ pub struct World<'a> {
 pub enum Action {
     /// Create the pod of this run, then decide again.
     CreatePod(Box<AdmittedRun>, IsolationRequirement),
-    /// Mark the pod with the cause and delete it.
+    /// Mark the pod with the cause and end it.
     EndPod(Reason, String),
     /// Delete the pod, whose result is known.
     DeletePod,

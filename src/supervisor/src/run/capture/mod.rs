@@ -197,13 +197,17 @@ impl Capturing {
 /// The kernel asks a thread of ours about each call.
 fn by_notification(queue: &Arc<Queue>) -> io::Result<Launcher> {
     let (launcher, listener, launching) = Launcher::begin(|| {
+        // Else a call that is answered takes the processor from the thread that answers, and an exec, which looks for
+        // an idle processor, then moves to another one for its sake.
+        sys::let_others_finish();
         let listener = sys::install(&filter::program(Some(filter::NOTIFY)), true)?;
         listener.ok_or_else(|| io::ErrorKind::Unsupported.into())
     })?;
+    let alarm = sys::Alarm::new()?;
     let served = queue.clone();
     std::thread::Builder::new()
         .stack_size(STACK_BYTES)
-        .spawn(move || notify::serve(&listener, &served, &launching))?;
+        .spawn(move || notify::serve(&listener, alarm, &served, &launching))?;
     Ok(launcher)
 }
 

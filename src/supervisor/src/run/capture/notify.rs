@@ -15,10 +15,10 @@ use super::launch::Launching;
 use super::queue::Queue;
 use super::read::{self, Image, OfThread};
 use super::see::{self, Sight};
-use super::sys::{Listener, Notification};
+use super::sys::{Alarm, Listener, Notification};
 
-/// How long after an exec `/proc` is looked at: loading takes about a millisecond, and many programs live no longer.
-const OBSERVE_AFTER: Duration = Duration::from_millis(2);
+/// How long after an exec `/proc` is looked at, if the process neither acts nor ends before.
+const OBSERVE_AFTER: Duration = Duration::from_millis(10);
 /// When it is looked at once more, if the exec was still going on.
 const OBSERVE_AGAIN: Duration = Duration::from_millis(100);
 /// So many observations wait at most; beyond that the oldest are made at once.
@@ -35,17 +35,17 @@ struct Claim {
 }
 
 /// Runs as long as there is anything to listen to.
-pub fn serve(listener: &Listener, queue: &Arc<Queue>, launching: &Launching) {
+pub fn serve(listener: &Listener, alarm: Alarm, queue: &Arc<Queue>, launching: &Launching) {
     let mut notifier = Notifier {
         listener,
+        alarm,
         queue,
         launching,
         pending: VecDeque::new(),
         held: Vec::new(),
     };
     loop {
-        let timeout = notifier.next_due();
-        match listener.receive(timeout) {
+        match notifier.receive() {
             Ok(Some(notification)) => notifier.look(&notification),
             Ok(None) => {}
             Err(error) => return queue.fail(format!("system calls can't be looked at any more: {error}")),
@@ -57,6 +57,7 @@ pub fn serve(listener: &Listener, queue: &Arc<Queue>, launching: &Launching) {
 
 struct Notifier<'a> {
     listener: &'a Listener,
+    alarm: Alarm,
     queue: &'a Queue,
     launching: &'a Launching,
     pending: VecDeque<Claim>,
@@ -65,6 +66,18 @@ struct Notifier<'a> {
 }
 
 impl Notifier<'_> {
+    /// The next call, or nothing when something else is to be done.
+    fn receive(&mut self) -> io::Result<Option<Notification>> {
+        if !self.held.is_empty() {
+            self.alarm.set(ROOM_EVERY);
+        } else if !self.pending.is_empty() {
+            self.alarm.set(OBSERVE_AFTER);
+        } else {
+            return self.listener.receive(None);
+        }
+        self.listener.receive(Some(&mut self.alarm))
+    }
+
     fn look(&mut self, notification: &Notification) {
         // The thread that starts processes is filtered as they are.
         if notification.thread == self.launching.thread() {
@@ -133,16 +146,6 @@ impl Notifier<'_> {
         }
     }
 
-    /// How long nothing is to be done but to listen.
-    fn next_due(&self) -> Option<Duration> {
-        let observation = self
-            .pending
-            .front()
-            .map(|claim| claim.due.saturating_duration_since(Instant::now()));
-        let room = (!self.held.is_empty()).then_some(ROOM_EVERY);
-        observation.into_iter().chain(room).min()
-    }
-
     fn write_down(&mut self, action: Action) {
         if let Action::Exec { pid, argv, .. } = &action {
             self.claimed(*pid, argv.clone());
@@ -184,17 +187,32 @@ impl Notifier<'_> {
     }
 
     fn observe_due(&mut self) {
-        while let Some(claim) = self.pending.front()
-            && (claim.due <= Instant::now() || self.pending.len() > PENDING_MAX)
+        while self.pending.len() > PENDING_MAX
+            && let Some(oldest) = self.pending.pop_front()
         {
-            if let Some(claim) = self.pending.pop_front() {
+            self.observe(oldest, false);
+        }
+        if self.pending.is_empty() || !self.alarm.has_rung() {
+            return;
+        }
+        let now = Instant::now();
+        for claim in std::mem::take(&mut self.pending) {
+            if claim.due <= now {
                 self.observe(claim, false);
+            } else {
+                self.pending.push_back(claim);
             }
         }
     }
 
     fn observe(&mut self, claim: Claim, last: bool) {
-        let Ok(Image { path, argv, cut }) = read::image(claim.pid) else {
+        let Ok(Image {
+            path,
+            argv,
+            cut,
+            parent,
+        }) = read::image(claim.pid)
+        else {
             return;
         };
         // The same program with other arguments than claimed: the exec failed, or has not happened yet.
@@ -216,7 +234,7 @@ impl Notifier<'_> {
         self.queue.push(Action::Exec {
             basis: Basis::Observed,
             pid: claim.pid,
-            parent: read::parent(claim.pid),
+            parent,
             path,
             argv,
             cut,

@@ -157,8 +157,23 @@ fn measured(action: Action) -> (Seen, usize) {
         at_ms: now_ms(),
         action,
     };
-    let length = serde_json::to_vec(&seen).map_or(0, |json| json.len());
-    (seen, length)
+    let mut length = Length(0);
+    let _ = serde_json::to_writer(&mut length, &seen);
+    (seen, length.0)
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl std::io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl State {

@@ -1,12 +1,15 @@
 //! Bounded reads of what another process passes to the kernel. Everything read is the adversary's.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 
 use super::calls::Place;
 use super::sys;
 
 /// Most bytes of one record's texts.
 pub const TEXT_MAX: usize = 4096;
+/// Most bytes of what a program's arguments are observed to be.
+const ARGV_MAX: usize = TEXT_MAX / 2;
 /// Most arguments of a program.
 const ARGUMENTS_MAX: usize = 256;
 /// Reads end at the end of a page: the next one may not be there.
@@ -221,24 +224,26 @@ pub struct Image {
     pub path: String,
     pub argv: Vec<String>,
     pub cut: bool,
+    /// Its parent; 0 if that is outside of this pid namespace.
+    pub parent: Option<u32>,
 }
 
-/// What `/proc` says that a process executes.
+/// What the kernel says that a process executes. Each file of `/proc` that is looked at costs more than reading it.
 pub fn image(pid: u32) -> io::Result<Image> {
-    use std::io::Read;
     let path = std::fs::read_link(format!("/proc/{pid}/exe"))?;
     let path = path.to_string_lossy();
     let end = path.floor_char_boundary(TEXT_MAX / 2);
-    let mut bytes = Vec::new();
-    std::fs::File::open(format!("/proc/{pid}/cmdline"))?
-        .take(TEXT_MAX as u64 / 2 + 1)
-        .read_to_end(&mut bytes)?;
-    let cut = end < path.len() || bytes.len() > TEXT_MAX / 2;
-    bytes.truncate(TEXT_MAX / 2);
-    if bytes.last() == Some(&0) {
-        bytes.pop();
-    }
+    let stat = Stat::of(pid);
+    let arguments = stat.as_ref().and_then(|stat| stat.arguments(pid));
+    let bytes = match arguments {
+        Some(bytes) => bytes,
+        None => command_line(pid)?,
+    };
+    let whole = bytes.len() <= ARGV_MAX;
+    let bytes = &bytes[..bytes.len().min(ARGV_MAX)];
     let argv = bytes
+        .strip_suffix(&[0])
+        .unwrap_or(bytes)
         .split(|byte| *byte == 0)
         .take(ARGUMENTS_MAX)
         .map(|argument| String::from_utf8_lossy(argument).into_owned())
@@ -246,8 +251,69 @@ pub fn image(pid: u32) -> io::Result<Image> {
     Ok(Image {
         path: path[..end].to_owned(),
         argv,
-        cut,
+        cut: end < path.len() || !whole,
+        parent: stat.map(|stat| stat.parent),
     })
+}
+
+/// Arguments as `/proc` has them, and one byte more than are kept.
+fn command_line(pid: u32) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/{pid}/cmdline"))?
+        .take(ARGV_MAX as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What `/proc/PID/stat` tells.
+struct Stat {
+    parent: u32,
+    /// Where the arguments begin and end in memory; zeros if the kernel does not tell.
+    arguments: (u64, u64),
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        // The kernel gives it all at once, and it is never that long.
+        let mut bytes = [0; 2048];
+        let length = File::open(format!("/proc/{pid}/stat"))
+            .ok()?
+            .read(&mut bytes)
+            .ok()?;
+        Self::parse(&bytes[..length])
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        // The program's name is in parentheses and may hold anything.
+        let name_end = bytes.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = std::str::from_utf8(&bytes[name_end + 1..])
+            .ok()?
+            .split_ascii_whitespace();
+        let parent = fields.nth(1)?.parse().ok()?;
+        let mut address = |skipped| {
+            fields
+                .nth(skipped)
+                .and_then(|field| field.parse().ok())
+                .unwrap_or(0)
+        };
+        // The fields 4, 48 and 49 of proc_pid_stat(5); the first here is the third there.
+        Some(Self {
+            parent,
+            arguments: (address(43), address(0)),
+        })
+    }
+
+    /// Arguments as the process holds them, and one byte more than are kept.
+    fn arguments(&self, pid: u32) -> Option<Vec<u8>> {
+        let (begin, end) = self.arguments;
+        let length = usize::try_from(end.checked_sub(begin)?).ok()?;
+        if begin == 0 || length == 0 {
+            return None;
+        }
+        let mut bytes = vec![0; length.min(ARGV_MAX + 1)];
+        let read = sys::read_memory(pid, begin, &mut bytes).ok()?;
+        (read == bytes.len()).then_some(bytes)
+    }
 }
 
 /// The process of a thread; the thread's own number if it is gone.
@@ -270,9 +336,7 @@ pub fn process_of(thread: u32) -> u32 {
 
 /// The parent of a process; `Some(0)` if it is outside of this pid namespace.
 pub fn parent(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name is in parentheses and may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    Stat::of(pid).map(|stat| stat.parent)
 }
 
 #[cfg(test)]
@@ -334,6 +398,42 @@ mod tests {
             (["--flag".to_owned(), "--flag".to_owned()].as_slice(), false)
         );
         assert!(text(&me, 0, 10).is_err());
+    }
+
+    #[test]
+    fn what_a_process_executes_is_seen_in_its_memory_as_in_proc() {
+        let mut child = std::process::Command::new("/bin/sleep")
+            .args(["60", ""])
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        // Until then the command may not have been loaded.
+        while Stat::of(pid).and_then(|stat| stat.arguments(pid)).is_none() {
+            std::thread::yield_now();
+        }
+        let stat = Stat::of(pid).unwrap();
+        assert_eq!(stat.arguments(pid).unwrap(), command_line(pid).unwrap());
+        let image = image(pid).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(image.argv, ["/bin/sleep", "60", ""]);
+        assert!(
+            image.path.ends_with("sleep") || image.path.ends_with("coreutils"),
+            "{image:?}"
+        );
+        assert_eq!((image.parent, image.cut), (Some(std::process::id()), false));
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat =
+            |name: &str| Stat::parse(format!("7 ({name}) S 3 {}100 164 0", "0 ".repeat(43)).as_bytes());
+        for name in ["sh", "a) S 1 (b", "", ") "] {
+            let Stat { parent, arguments } = stat(name).unwrap();
+            assert_eq!((parent, arguments), (3, (100, 164)), "{name}");
+        }
+        assert!(Stat::parse(b"").is_none());
+        assert_eq!(Stat::parse(b"7 (sh) S 3 7").unwrap().arguments, (0, 0));
     }
 
     #[test]

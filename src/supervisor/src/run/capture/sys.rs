@@ -87,19 +87,12 @@ pub fn install(program: &[libc::sock_filter], listen: bool) -> io::Result<Option
 }
 
 impl Listener {
-    /// The next notification; `None` if it was withdrawn or nothing came in time.
-    pub fn receive(&self, timeout: Option<Duration>) -> io::Result<Option<Notification>> {
-        if let Some(timeout) = timeout {
-            let mut polled = libc::pollfd {
-                fd: self.0.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-            // SAFETY: the pointer is to one live pollfd.
-            if unsafe { libc::poll(&raw mut polled, 1, millis) } == 0 {
-                return Ok(None);
-            }
+    /// The next notification; `None` if it was withdrawn, or if the alarm, if one is given, rang.
+    pub fn receive(&self, alarm: Option<&mut Alarm>) -> io::Result<Option<Notification>> {
+        if let Some(alarm) = alarm
+            && alarm.rings_before(&self.0)
+        {
+            return Ok(None);
         }
         let mut notification = Notification::default();
         // SAFETY: the request writes a `struct seccomp_notif`, which is what the pointer is to.
@@ -133,6 +126,72 @@ impl Listener {
     }
 }
 
+/// A timer that rings once. To set it makes a virtual machine ask its host, which costs more than all else that is done
+/// for one system call; so it is set once for all that is due about the same time.
+pub struct Alarm {
+    timer: OwnedFd,
+    is_set: bool,
+}
+
+impl Alarm {
+    /// Not set.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: timerfd_create takes values, and returns a new descriptor or -1.
+        let fd =
+            unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            // SAFETY: the kernel has just returned this descriptor, and nobody else owns it.
+            timer: unsafe { OwnedFd::from_raw_fd(fd) },
+            is_set: false,
+        })
+    }
+
+    /// Lets it ring after some time, unless it is set already.
+    pub fn set(&mut self, after: Duration) {
+        if self.is_set {
+            return;
+        }
+        // SAFETY: an all-zero itimerspec is valid.
+        let mut once: libc::itimerspec = unsafe { std::mem::zeroed() };
+        once.it_value = libc::timespec {
+            tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
+            // All zeros would unset it.
+            tv_nsec: after.subsec_nanos().max(1).into(),
+        };
+        // SAFETY: the pointer is to a live itimerspec, and the old value is not asked for.
+        self.is_set = unsafe {
+            libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const once, std::ptr::null_mut()) == 0
+        };
+    }
+
+    /// Waits until it rings or a descriptor is readable; whether only the first has happened.
+    fn rings_before(&mut self, other: &OwnedFd) -> bool {
+        let awaited = |fd: &OwnedFd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut polled = [awaited(&self.timer), awaited(other)];
+        // SAFETY: the pointer and length are those of a live array.
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
+        if polled[0].revents != 0 {
+            let mut rung = 0_u64;
+            // SAFETY: the pointer is to the 8 bytes that a timer gives.
+            unsafe { libc::read(self.timer.as_raw_fd(), (&raw mut rung).cast(), 8) };
+            self.is_set = false;
+        }
+        polled[1].revents == 0
+    }
+
+    /// Whether it has rung since it was set last.
+    pub fn has_rung(&self) -> bool {
+        !self.is_set
+    }
+}
+
 /// Reads memory of another process (process_vm_readv(2)): as much as can be read in one piece.
 pub fn read_memory(thread: u32, address: u64, into: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec {
@@ -157,6 +216,14 @@ pub fn is_process(thread: u32) -> bool {
     // SAFETY: tgkill takes values only; signal 0 is none, and only asks whether the pair exists.
     let found = unsafe { libc::syscall(libc::SYS_tgkill, thread, thread, 0) };
     found == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+/// Whatever wakes this thread, or what it starts from now on, does not take the processor from who runs there
+/// (`SCHED_BATCH`). Only speed depends on it.
+pub fn let_others_finish() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the pointer is to a live structure, which the kernel only reads; 0 is this thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
 }
 
 /// This thread's id.

@@ -264,11 +264,17 @@ impl Tracer {
     /// What has just been loaded, before its first instruction.
     fn observe(&self, pid: i32) {
         let pid = u32::try_from(pid).unwrap_or_default();
-        if let Ok(Image { path, argv, cut }) = read::image(pid) {
+        if let Ok(Image {
+            path,
+            argv,
+            cut,
+            parent,
+        }) = read::image(pid)
+        {
             self.write_down(Action::Exec {
                 basis: Basis::Observed,
                 pid,
-                parent: read::parent(pid),
+                parent,
                 path,
                 argv,
                 cut,
