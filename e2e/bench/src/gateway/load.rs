@@ -14,6 +14,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::pace::Pace;
+
 /// Where all connections of the client come from: to the gateway this is the sandbox's address.
 pub const SANDBOX: Ipv4Addr = Ipv4Addr::new(10, 244, 9, 9);
 /// Longest wait for anything.
@@ -99,19 +101,27 @@ impl Client {
         Ok(self.tls.connect(name, stream).await?)
     }
 
-    /// Requests one after the other on each of so many connections.
-    pub async fn kept(&self, host: &str, connections: usize, time: Duration) -> Result<Measured, Error> {
+    /// Requests one after the other on each of so many connections, with pauses of this mean before each; zero is no
+    /// pause at all. Pauses are no part of a request's time, which begins as it's sent.
+    pub async fn kept(
+        &self,
+        host: &str,
+        connections: usize,
+        think: Duration,
+        time: Duration,
+    ) -> Result<Measured, Error> {
         let mut tunnels = Vec::new();
         for _ in 0..connections {
             tunnels.push(self.tunnel(host).await?);
         }
         let (first, end) = window(time);
         let mut tasks = JoinSet::new();
-        for mut tunnel in tunnels {
+        for (connection, mut tunnel) in (0..).zip(tunnels) {
             let host = host.to_owned();
+            let mut pace = Pace::new(think, connection);
             tasks.spawn(async move {
                 let mut times = Vec::new();
-                while Instant::now() < end {
+                while pace.next_request(end).await {
                     let begun = Instant::now();
                     small_request(&mut tunnel, &host).await?;
                     if begun >= first {

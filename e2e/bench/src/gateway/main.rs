@@ -1,9 +1,15 @@
 //! The egress gateway beside squid and mitmproxy as forward proxies: requests per second, added latency, throughput,
 //! memory. All take turns in one run, with the same client, the same servers and the same processors, so that all meet
 //! the same noise. Everything happens in a network namespace of its own, which `e2e/bench-gateway.sh` makes.
+//!
+//! Connections that never pause show how many requests per second a proxy answers at most. They don't show whose requests
+//! take longer: each proxy is then under another load, its own greatest, where every connection waits for the others. The
+//! tail tells how that queue is served, and who answers more can have the longer one. So where connections can wait for
+//! each other, a second measurement offers all the same load, half of what squid answers at most, and compares times there.
 
 mod alone;
 mod load;
+mod pace;
 mod rivals;
 mod table;
 
@@ -151,35 +157,19 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
         subject.row.resident_per_tunnel = proxy.resident().saturating_sub(begun) / plan.idle.max(1) as u64;
         drop(tunnels);
     }
-    let all = sched_getaffinity(Pid::this())?;
-    let mut one = CpuSet::new();
-    let first = (0..CpuSet::count()).find(|index| all.is_set(*index).unwrap_or(false));
-    one.set(first.ok_or("no processor to run on")?)?;
-    let steps = plan.rounds * (CONNECTIONS.len() + 2);
+    let processors = Processors::of_this()?;
+    let paced = CONNECTIONS.into_iter().filter(|count| queues(*count)).count();
+    let mut progress = Progress::of(plan.rounds * (CONNECTIONS.len() + paced + 2));
     // All take turns in each round, so that what else the machine does meets all of them.
-    for round in 0..plan.rounds {
-        for (index, connections) in CONNECTIONS.iter().enumerate() {
-            progress(round * (CONNECTIONS.len() + 2) + index, steps);
-            // One request at a time needs one processor. On several, each hand-over from process to process waits until an
-            // idle one has woken up, which on a virtual machine takes longer than the work that is measured.
-            let in_turn = *connections == 1;
-            if in_turn {
-                run_on(&world, &subjects, &one)?;
-            }
-            for subject in &mut subjects {
-                let found = subject.client.kept(subject.host, *connections, plan.time).await?;
-                subject.row.kept[index].push(found);
-            }
-            if in_turn {
-                run_on(&world, &subjects, &all)?;
-            }
-        }
-        progress(round * (CONNECTIONS.len() + 2) + CONNECTIONS.len(), steps);
+    for _ in 0..plan.rounds {
+        saturate(plan, &world, &mut subjects, &processors, &mut progress).await?;
+        offer_the_same(plan, &mut subjects, &mut progress).await?;
+        progress.step();
         for subject in &mut subjects {
             let found = subject.client.fresh(subject.host, FRESH, plan.time).await?;
             subject.row.fresh.push(found);
         }
-        progress(round * (CONNECTIONS.len() + 2) + CONNECTIONS.len() + 1, steps);
+        progress.step();
         for subject in &mut subjects {
             subject
                 .row
@@ -201,6 +191,97 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
     Ok(Report { rows })
 }
 
+/// One round of kept connections that never pause.
+async fn saturate(
+    plan: &Plan,
+    world: &World,
+    subjects: &mut [Subject],
+    processors: &Processors,
+    progress: &mut Progress,
+) -> Result<(), Error> {
+    for (index, connections) in CONNECTIONS.into_iter().enumerate() {
+        progress.step();
+        // One request at a time needs one processor. On several, each hand-over from process to process waits until an
+        // idle one has woken up, which on a virtual machine takes longer than the work that is measured.
+        let in_turn = !queues(connections);
+        if in_turn {
+            run_on(world, subjects, &processors.one)?;
+        }
+        for subject in &mut *subjects {
+            let found = subject
+                .client
+                .kept(subject.host, connections, Duration::ZERO, plan.time)
+                .await?;
+            subject.row.kept[index].saturated.push(found);
+        }
+        if in_turn {
+            run_on(world, subjects, &processors.all)?;
+        }
+    }
+    Ok(())
+}
+
+/// One round of kept connections that pause, so that all proxies of a mode are under the same load.
+async fn offer_the_same(plan: &Plan, subjects: &mut [Subject], progress: &mut Progress) -> Result<(), Error> {
+    for (index, connections) in CONNECTIONS.into_iter().enumerate() {
+        if !queues(connections) {
+            continue;
+        }
+        progress.step();
+        let through = think(subjects, false, index)?;
+        let inspecting = think(subjects, true, index)?;
+        for subject in &mut *subjects {
+            let think = if subject.row.inspecting {
+                inspecting
+            } else {
+                through
+            };
+            let found = subject
+                .client
+                .kept(subject.host, connections, think, plan.time)
+                .await?;
+            subject.row.kept[index].same_load.push(found);
+        }
+    }
+    Ok(())
+}
+
+/// The mean pause of each connection under the load that is the same for all proxies of a mode: a share of what the mode's
+/// yardstick answered at most in the rounds so far, with as many connections.
+fn think(subjects: &[Subject], inspecting: bool, index: usize) -> Result<Duration, Error> {
+    let yardstick = subjects
+        .iter()
+        .map(|subject| &subject.row)
+        .find(|row| row.inspecting == inspecting && row.is_yardstick())
+        .ok_or("no proxy to take the load from")?;
+    pace::think(
+        CONNECTIONS[index],
+        table::median(&yardstick.kept[index].saturated).rate,
+    )
+}
+
+/// Whether requests of so many kept connections wait for each other.
+const fn queues(connections: usize) -> bool {
+    connections > 1
+}
+
+/// Where everything that takes part runs.
+struct Processors {
+    all: CpuSet,
+    one: CpuSet,
+}
+
+impl Processors {
+    /// Those on which this process may run.
+    fn of_this() -> Result<Self, Error> {
+        let all = sched_getaffinity(Pid::this())?;
+        let first = (0..CpuSet::count()).find(|index| all.is_set(*index).unwrap_or(false));
+        let mut one = CpuSet::new();
+        one.set(first.ok_or("no processor to run on")?)?;
+        Ok(Self { all, one })
+    }
+}
+
 /// Lets everything that takes part run on these processors only.
 fn run_on(world: &World, subjects: &[Subject], processors: &CpuSet) -> Result<(), Error> {
     rivals::run_on(std::process::id(), processors)?;
@@ -217,6 +298,20 @@ struct Subject {
     host: &'static str,
 }
 
-fn progress(step: usize, steps: usize) {
-    eprint!("\r  {}/{steps}   ", step + 1);
+/// How far the measurements are.
+struct Progress {
+    step: usize,
+    steps: usize,
+}
+
+impl Progress {
+    fn of(steps: usize) -> Self {
+        Self { step: 0, steps }
+    }
+
+    /// Shows that the next step begins.
+    fn step(&mut self) {
+        self.step += 1;
+        eprint!("\r  {}/{}   ", self.step, self.steps);
+    }
 }

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::CONNECTIONS;
 use crate::load::{Measured, to_f64};
+use crate::{CONNECTIONS, queues};
 
 /// Figures of one proxy in one mode, or of the road without any.
 pub struct Row {
@@ -13,8 +13,8 @@ pub struct Row {
     pub what: String,
     /// Whether it looked into TLS.
     pub inspecting: bool,
-    /// Requests on kept connections, by [`CONNECTIONS`] and round.
-    pub kept: [Vec<Measured>; 3],
+    /// Requests on kept connections, by [`CONNECTIONS`].
+    pub kept: [Kept; 3],
     /// Requests with a tunnel each, by round.
     pub fresh: Vec<Measured>,
     /// Bytes per second of a large body, by round.
@@ -25,6 +25,15 @@ pub struct Row {
     pub resident_per_tunnel: u64,
     /// Processor time of all of this.
     pub cpu_seconds: f64,
+}
+
+/// Requests on so many kept connections, by round.
+#[derive(Default)]
+pub struct Kept {
+    /// Each connection asks again as soon as it's answered.
+    pub saturated: Vec<Measured>,
+    /// All proxies of a mode are offered as many requests per second. Not measured where nothing [`queues`].
+    pub same_load: Vec<Measured>,
 }
 
 impl Row {
@@ -42,6 +51,15 @@ impl Row {
         }
     }
 
+    /// Whether it's the proxy of its mode with which the others are compared: what it answers at most says what all are
+    /// offered at the same load.
+    pub fn is_yardstick(&self) -> bool {
+        matches!(
+            (self.what.as_str(), self.inspecting),
+            ("squid", false) | ("mitmproxy", true)
+        )
+    }
+
     fn name(&self) -> String {
         format!(
             "{}{}",
@@ -52,7 +70,7 @@ impl Row {
 }
 
 /// The median of each figure.
-fn median(rounds: &[Measured]) -> Measured {
+pub fn median(rounds: &[Measured]) -> Measured {
     let of = |figure: fn(&Measured) -> f64| middle(rounds.iter().map(figure));
     Measured {
         rate: of(|measured| measured.rate),
@@ -65,6 +83,14 @@ fn middle(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// A rate and its times, as a table shows them.
+fn cells(measured: &Measured) -> String {
+    format!(
+        "{:>12.0}{:>8.2}{:>8.2}",
+        measured.rate, measured.p50, measured.p99
+    )
 }
 
 /// All figures; the first row is the road without a proxy.
@@ -87,9 +113,29 @@ impl Report {
             .find(|row| row.what == what && row.inspecting == inspecting)
     }
 
-    /// Prints the table, the bars, and on demand everything as JSON.
+    /// Prints the tables, the bars, and on demand everything as JSON.
     pub fn print(&self, as_json: bool) {
-        println!("Requests per second, and milliseconds of one (medians of all rounds):");
+        println!("{}\n{}\n{}", self.saturated(), self.same_load(), self.others());
+        println!(
+            "p99s of many connections are held against squid's at the same load. At saturation each proxy is under another\n\
+             load, its own greatest: the tail is that of a queue, and who answers more can have the longer one. One\n\
+             connection has no queue."
+        );
+        for (bar, holds) in self.bars() {
+            println!("{} {bar}", if holds { "met:    " } else { "NOT MET:" });
+        }
+        if as_json {
+            for row in &self.rows {
+                println!("{}", row.json());
+            }
+        }
+    }
+
+    /// What each answers at most, and how long a request then takes.
+    fn saturated(&self) -> String {
+        let mut table =
+            "At saturation: requests per second, and milliseconds of one (medians of all rounds):\n"
+                .to_owned();
         let mut head = format!("{:<24}", "");
         let mut names = head.clone();
         for title in CONNECTIONS
@@ -101,24 +147,75 @@ impl Report {
             let _ = write!(head, "{title:>28}");
             let _ = write!(names, "{:>12}{:>8}{:>8}", "req/s", "p50", "p99");
         }
-        println!("{head}\n{names}");
+        let _ = writeln!(table, "{head}\n{names}");
         for row in &self.rows {
-            let mut line = format!("{:<24}", row.name());
-            for measured in row.kept.iter().chain([&row.fresh]).map(|rounds| median(rounds)) {
-                let _ = write!(
-                    line,
-                    "{:>12.0}{:>8.2}{:>8.2}",
-                    measured.rate, measured.p50, measured.p99
-                );
+            let _ = write!(table, "{:<24}", row.name());
+            for rounds in row.kept.iter().map(|kept| &kept.saturated).chain([&row.fresh]) {
+                table += &cells(&median(rounds));
             }
-            println!("{line}");
+            table.push('\n');
         }
-        println!(
-            "\n{:<24}{:>14}{:>16}{:>18}{:>10}",
+        table
+    }
+
+    /// How long a request takes where all are asked for as much.
+    fn same_load(&self) -> String {
+        let mut table = "At the same load: at most half of squid's greatest rate, of mitmproxy's where TLS is inspected. A rate far \
+             below the\nothers' means that it could not keep up. +p50 and +p99 are what is added to the direct road's times.\n"
+            .to_owned();
+        let mut head = format!("{:<24}", "");
+        let mut names = head.clone();
+        for count in CONNECTIONS.into_iter().filter(|count| queues(*count)) {
+            let _ = write!(head, "{:>44}", format!("{count} connections"));
+            let _ = write!(
+                names,
+                "{:>12}{:>8}{:>8}{:>8}{:>8}",
+                "req/s", "p50", "p99", "+p50", "+p99"
+            );
+        }
+        let _ = writeln!(table, "{head}\n{names}");
+        for row in &self.rows {
+            let _ = write!(table, "{:<24}", row.name());
+            for (index, _) in CONNECTIONS
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| queues(**count))
+            {
+                let found = median(&row.kept[index].same_load);
+                table += &cells(&found);
+                // The direct road was under the load of those that pass through, and is no addition to itself.
+                let direct = self
+                    .rows
+                    .first()
+                    .filter(|direct| direct.inspecting == row.inspecting && direct.what != row.what);
+                match direct.map(|direct| median(&direct.kept[index].same_load)) {
+                    Some(direct) => {
+                        let _ = write!(
+                            table,
+                            "{:>8.2}{:>8.2}",
+                            found.p50 - direct.p50,
+                            found.p99 - direct.p99
+                        );
+                    }
+                    None => {
+                        let _ = write!(table, "{:>8}{:>8}", "-", "-");
+                    }
+                }
+            }
+            table.push('\n');
+        }
+        table
+    }
+
+    /// What is not the time of a request.
+    fn others(&self) -> String {
+        let mut table = format!(
+            "{:<24}{:>14}{:>16}{:>18}{:>10}\n",
             "", "large body", "memory, idle", "an idle tunnel", "CPU"
         );
         for row in &self.rows {
-            println!(
+            let _ = writeln!(
+                table,
                 "{:<24}{:>9.0} MB/s{:>13.1} MB{:>15.1} kB{:>8.1} s",
                 row.name(),
                 middle(row.large.iter().copied()) / 1e6,
@@ -127,28 +224,34 @@ impl Report {
                 row.cpu_seconds,
             );
         }
-        println!();
-        for (bar, holds) in self.bars() {
-            println!("{} {bar}", if holds { "met:    " } else { "NOT MET:" });
-        }
-        if as_json {
-            for row in &self.rows {
-                println!("{}", row.json());
-            }
-        }
+        table
     }
 
     /// What the gateway is held to, and whether it holds.
+    ///
+    /// Rates are compared at saturation. So are p99s of one connection, which has no queue. Those of many connections are
+    /// compared at the same load, half of what squid answers at most: at saturation each proxy is under another load, and
+    /// the one that answers more could miss the bar by the tail of the queue that it serves faster.
     fn bars(&self) -> Vec<(String, bool)> {
         let mut bars = Vec::new();
         if let (Some(ours), Some(squid)) = (self.row("gateway", false), self.row("squid", false)) {
             for ((ours, squid), count) in ours.kept.iter().zip(&squid.kept).zip(CONNECTIONS) {
-                let (ours, squid) = (median(ours), median(squid));
                 let at = format!("passing through, {count} connections");
-                let rates = format!("{at}: {:.0} requests/s, squid {:.0}", ours.rate, squid.rate);
-                bars.push((rates, ours.rate >= squid.rate));
-                let times = format!("{at}: p99 {:.2} ms, squid {:.2}", ours.p99, squid.p99);
-                bars.push((times, ours.p99 <= squid.p99));
+                let (our_rate, squid_rate) = (median(&ours.saturated).rate, median(&squid.saturated).rate);
+                bars.push((
+                    format!("{at}: {our_rate:.0} requests/s, squid {squid_rate:.0}"),
+                    our_rate >= squid_rate,
+                ));
+                let (load, ours, squid) = if queues(count) {
+                    (" at the same load", &ours.same_load, &squid.same_load)
+                } else {
+                    ("", &ours.saturated, &squid.saturated)
+                };
+                let (our_p99, squid_p99) = (median(ours).p99, median(squid).p99);
+                bars.push((
+                    format!("{at}{load}: p99 {our_p99:.2} ms, squid {squid_p99:.2}"),
+                    our_p99 <= squid_p99,
+                ));
             }
             let large = |row: &Row| middle(row.large.iter().copied()) / 1e6;
             let (ours, squid) = (large(ours), large(squid));
@@ -159,7 +262,7 @@ impl Report {
         }
         if let (Some(ours), Some(mitm)) = (self.row("gateway", true), self.row("mitmproxy", true)) {
             for ((ours, mitm), count) in ours.kept.iter().zip(&mitm.kept).zip(CONNECTIONS) {
-                let factor = median(ours).rate / median(mitm).rate;
+                let factor = median(&ours.saturated).rate / median(&mitm.saturated).rate;
                 bars.push((
                     format!("inspecting, {count} connections: {factor:.1} times mitmproxy's requests/s"),
                     factor >= INSPECTION_FACTOR,
@@ -193,12 +296,138 @@ impl Row {
             .kept
             .iter()
             .zip(CONNECTIONS)
-            .map(|(found, count)| json!({"connections": count, "rounds": rounds(found)}))
+            .map(|(found, count)| {
+                json!({
+                    "connections": count,
+                    "rounds": rounds(&found.saturated), "sameLoad": rounds(&found.same_load),
+                })
+            })
             .collect();
         json!({
             "proxy": self.what, "inspecting": self.inspecting, "kept": kept, "fresh": rounds(&self.fresh),
             "bytesPerSecond": self.large, "residentIdle": self.resident_idle,
             "residentPerTunnel": self.resident_per_tunnel, "cpuSeconds": self.cpu_seconds,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(rate: f64, p99: f64) -> Vec<Measured> {
+        vec![Measured {
+            rate,
+            p50: p99 / 2.0,
+            p99,
+        }]
+    }
+
+    /// A row with the same figures for each number of connections.
+    fn row(what: &str, inspecting: bool, saturated: (f64, f64), same_load: (f64, f64)) -> Row {
+        let mut row = Row::new(what, inspecting);
+        for (kept, count) in row.kept.iter_mut().zip(CONNECTIONS) {
+            kept.saturated = measured(saturated.0, saturated.1);
+            if queues(count) {
+                kept.same_load = measured(same_load.0, same_load.1);
+            }
+        }
+        row
+    }
+
+    /// One in which the gateway answers more than squid, with a longer tail at saturation and a shorter one at the same
+    /// load.
+    fn report() -> Report {
+        Report {
+            rows: vec![
+                row("direct", false, (40_000.0, 1.0), (5_000.0, 0.5)),
+                row("gateway", false, (20_000.0, 9.0), (5_000.0, 1.5)),
+                row("squid", false, (10_000.0, 8.0), (5_000.0, 2.0)),
+                row("gateway", true, (8_000.0, 9.0), (200.0, 3.0)),
+                row("mitmproxy", true, (400.0, 90.0), (200.0, 30.0)),
+            ],
+        }
+    }
+
+    #[test]
+    fn times_are_held_against_squids_at_the_same_load_where_connections_wait_for_each_other() {
+        let bars: Vec<_> = report()
+            .bars()
+            .into_iter()
+            .filter(|(bar, _)| bar.contains("p99"))
+            .collect();
+        assert_eq!(
+            bars,
+            [
+                (
+                    "passing through, 1 connections: p99 9.00 ms, squid 8.00".to_owned(),
+                    false
+                ),
+                (
+                    "passing through, 32 connections at the same load: p99 1.50 ms, squid 2.00".to_owned(),
+                    true
+                ),
+                (
+                    "passing through, 256 connections at the same load: p99 1.50 ms, squid 2.00".to_owned(),
+                    true
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn rates_are_held_against_each_other_at_saturation() {
+        let bars = report().bars();
+        let rates: Vec<_> = bars
+            .iter()
+            .filter(|(bar, _)| bar.contains("requests/s"))
+            .collect();
+        assert_eq!(rates.len(), 2 * CONNECTIONS.len());
+        assert_eq!(
+            *rates[1],
+            (
+                "passing through, 32 connections: 20000 requests/s, squid 10000".to_owned(),
+                true
+            )
+        );
+        assert_eq!(
+            *rates[4],
+            (
+                "inspecting, 32 connections: 20.0 times mitmproxy's requests/s".to_owned(),
+                true
+            )
+        );
+    }
+
+    #[test]
+    fn the_second_table_adds_to_the_direct_road_only_what_was_under_its_load() {
+        let table = report().same_load();
+        let cells = |name: &str| -> Vec<String> {
+            let line = table
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("{name:<24}")));
+            line.unwrap().split_whitespace().map(str::to_owned).collect()
+        };
+        let twice = |cells: [&'static str; 5]| [cells, cells].concat();
+        assert_eq!(cells("direct"), twice(["5000", "0.25", "0.50", "-", "-"]));
+        assert_eq!(cells("gateway"), twice(["5000", "0.75", "1.50", "0.50", "1.00"]));
+        assert_eq!(
+            cells("gateway, inspecting"),
+            twice(["200", "1.50", "3.00", "-", "-"])
+        );
+    }
+
+    #[test]
+    fn json_has_the_rounds_at_the_same_load_too() {
+        let json = report().rows[1].json();
+        assert_eq!(json["kept"][0]["sameLoad"], json!([]));
+        assert_eq!(
+            json["kept"][1],
+            json!({
+                "connections": 32,
+                "rounds": [{"rate": 20_000.0, "p50": 4.5, "p99": 9.0}],
+                "sameLoad": [{"rate": 5_000.0, "p50": 0.75, "p99": 1.5}],
+            })
+        );
     }
 }
