@@ -110,7 +110,7 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         cut: bool,
     },
-    /// A process that executed a program has ended.
+    /// A process that executed a program has ended; without code and signal, a signal that is not known ended it.
     Exit {
         /// The process.
         pid: u32,

@@ -93,9 +93,7 @@ impl Run {
                 self.capturing.note(warning);
             }
         }
-        for action in self.foreign.look() {
-            self.capturing.note(action);
-        }
+        self.foreign.look(&self.capturing);
     }
 
     /// Ends the run politely: the command may still write down what it knows.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use agentsandbox_api::action::Action;
 
-use super::capture;
+use super::capture::{self, Capturing};
 
 /// Of memory, processes and disk: from this share on there is a warning, in percent.
 const NEARLY: u64 = 80;
@@ -51,15 +51,22 @@ impl Foreign {
         }
     }
 
-    /// Looks, if it is time; what was not there before.
-    pub fn look(&mut self) -> Vec<Action> {
+    /// Looks, if it is time, and writes down what was not there before and what is gone.
+    pub fn look(&mut self, capturing: &Capturing) {
         if Instant::now() < self.next {
-            return Vec::new();
+            return;
         }
         let begun = Instant::now();
-        let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let present: BTreeSet<u32> = pids
+        let untold = capturing.untold();
+        let pids: BTreeSet<u32> = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        capturing.note_gone(untold.difference(&pids));
+        let present: BTreeSet<u32> = pids
+            .into_iter()
             .filter(|pid| *pid != std::process::id() && capture::parent(*pid) == Some(0))
             .take(REMEMBERED_MAX)
             .collect();
@@ -68,13 +75,11 @@ impl Foreign {
         self.known.extend(&new);
         // Never more than a twentieth of the time.
         self.next = Instant::now() + LOOK_EVERY.max(begun.elapsed() * 20);
-        new.into_iter()
-            .map(|pid| {
-                let (path, argv) =
-                    capture::image(pid).map_or_else(|_| Default::default(), |image| (image.path, image.argv));
-                Action::Foreign { pid, path, argv }
-            })
-            .collect()
+        for pid in new {
+            let (path, argv) =
+                capture::image(pid).map_or_else(|_| Default::default(), |image| (image.path, image.argv));
+            capturing.note(Action::Foreign { pid, path, argv });
+        }
     }
 }
 

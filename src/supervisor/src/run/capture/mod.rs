@@ -12,6 +12,7 @@ mod see;
 mod sys;
 mod trace;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -138,6 +139,27 @@ impl Capturing {
                 code: ended.code,
                 signal: ended.signal,
             });
+        }
+    }
+
+    /// Processes that executed a program and have not said their exit code; a tracer misses none.
+    pub fn untold(&self) -> BTreeSet<u32> {
+        match self.reaping {
+            Reaping::Here(_) => self.queue.executing(),
+            Reaping::Told(_) => BTreeSet::new(),
+        }
+    }
+
+    /// Writes down that processes are gone without an exit code, and not to us: a signal ended them.
+    pub fn note_gone<'a>(&self, gone: impl Iterator<Item = &'a u32>) {
+        for pid in gone {
+            if self.queue.has_executed(*pid) {
+                self.queue.push(Action::Exit {
+                    pid: *pid,
+                    code: None,
+                    signal: None,
+                });
+            }
         }
     }
 
@@ -308,6 +330,38 @@ mod tests {
         assert!(places.iter().all(Option::is_some), "{places:?} in {actions:#?}");
         assert!(places.is_sorted(), "{places:?} in {actions:#?}");
         assert_eq!(capturing.figures(), Figures::default());
+    }
+
+    #[test]
+    fn a_process_that_a_signal_ended_is_told_though_another_waited_for_it() {
+        let mut capturing = Capturing::begin().unwrap();
+        let script = "sh -c 'kill -9 $$'; true";
+        let pid = capturing.spawn(shell(script), &argv(script)).unwrap();
+        let actions = record(&mut capturing, pid);
+        let killed = actions
+            .iter()
+            .find_map(|action| match action {
+                Action::Exec { pid, argv, .. } if argv.last().is_some_and(|last| last == "kill -9 $$") => {
+                    Some(*pid)
+                }
+                _ => None,
+            })
+            .unwrap();
+        assert_eq!(capturing.untold(), BTreeSet::from([killed]));
+        capturing.note_gone([killed].iter());
+        capturing.note_gone([killed].iter());
+        let told: Vec<Action> = capturing
+            .queue
+            .take(BATCH_BYTES)
+            .into_iter()
+            .map(|seen| seen.action)
+            .collect();
+        let gone = Action::Exit {
+            pid: killed,
+            code: None,
+            signal: None,
+        };
+        assert_eq!(told, [gone]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What was seen and not yet sent: never dropped while the run lasts, and bounded, because whoever acts while it is full is
 //! not let go on before there is room again. So it holds at most one record more for each thread that there may be.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -128,6 +128,11 @@ impl Queue {
         if state.executed.len() < EXECUTED_MAX {
             state.executed.insert(pid);
         }
+    }
+
+    /// The processes that executed a program and of which no end was asked for.
+    pub fn executing(&self) -> BTreeSet<u32> {
+        self.state().executed.iter().copied().collect()
     }
 
     /// Whether a process that has ended executed a program; asked once.
