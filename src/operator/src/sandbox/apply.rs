@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::build::compare::first_difference;
 use crate::build::{network_policy, pod};
@@ -244,31 +244,41 @@ async fn end_pod(
     if context.own_writes.is_deleted(&pod.uid) || by_kubelet && context.own_writes.is_ended(&pod.uid) {
         return Ok(());
     }
-    let mut mark = json!({"metadata": {"uid": pod.uid, "annotations": {
+    info!(%reason, message, "ending the run");
+    let mark = json!({"metadata": {"uid": pod.uid, "annotations": {
         names::ANNOTATION_CAUSE: reason.as_str(),
         names::ANNOTATION_CAUSE_MESSAGE: message.chars().take(900).collect::<String>(),
     }}});
     if by_kubelet {
-        mark["metadata"]["annotations"][names::ANNOTATION_CAUSE_TIME] = json!(world.now.to_string());
-        mark["spec"] = json!({"activeDeadlineSeconds": 1});
+        let mut ended = mark.clone();
+        ended["metadata"]["annotations"][names::ANNOTATION_CAUSE_TIME] = json!(world.now.to_string());
+        ended["spec"] = json!({"activeDeadlineSeconds": 1});
+        match patch(world, &pod.name, ended, context).await {
+            Ok(_) => {
+                context.own_writes.ended(&pod.uid);
+                return Ok(());
+            }
+            Err(error) if error.is_not_found() => return Ok(()),
+            // Whatever refuses it, the run ends.
+            Err(error) if refusal(&error).is_some() => {
+                warn!(%error, "the pod's deadline can't be changed, so it is deleted with its logs");
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    let api = pods(world, context);
-    ignore_missing(
-        context
-            .request(
-                "patch",
-                "Pod",
-                &pod.name,
-                api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(mark)),
-            )
-            .await,
-    )?;
-    info!(%reason, message, "ending the run");
-    if by_kubelet {
-        context.own_writes.ended(&pod.uid);
-        return Ok(());
-    }
+    ignore_missing(patch(world, &pod.name, mark, context).await)?;
     delete(world, &pod.name, &pod.uid, context).await
+}
+
+async fn patch(
+    world: &World<'_>,
+    name: &str,
+    change: serde_json::Value,
+    context: &Context,
+) -> Result<Pod, RequestError> {
+    let (api, parameters, change) = (pods(world, context), PatchParams::default(), Patch::Merge(change));
+    let request = api.patch(name, &parameters, &change);
+    context.request("patch", "Pod", name, request).await
 }
 
 async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), ReconcileError> {

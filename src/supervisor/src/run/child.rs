@@ -59,6 +59,11 @@ pub struct Start<'a> {
 /// Starts the command.
 pub fn start(spec: &CommandSpec, capturing: &Capturing) -> Result<Child, NotStarted> {
     let (mut errors, stderr) = std::io::pipe().map_err(|error| not_started("", &spec.working_dir, &error))?;
+    let (send, tail) = channel();
+    // Before the command, so that no task of the command can be counted in its place.
+    std::thread::spawn(move || {
+        let _ = send.send(pass_on(&mut errors));
+    });
     let pid = spawn(
         spec,
         Start {
@@ -70,10 +75,6 @@ pub fn start(spec: &CommandSpec, capturing: &Capturing) -> Result<Child, NotStar
         },
         capturing,
     )?;
-    let (send, tail) = channel();
-    std::thread::spawn(move || {
-        let _ = send.send(pass_on(&mut errors));
-    });
     Ok(Child { pid, tail })
 }
 
@@ -111,8 +112,8 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>, capturing: &Capturing) -> Res
         command.env(names::ENV_STEP, step.to_string());
     }
     let (processes, file_size, root) = (
-        // The kernel counts all tasks of the user, the supervisor's too, of which one may still be born for the command.
-        u64::from(spec.processes) + own_tasks() + 1,
+        // The kernel counts all tasks of the user, the supervisor's too.
+        u64::from(spec.processes) + own_tasks(),
         spec.workspace_bytes.max(spec.tmp_bytes),
         spec.uid == 0,
     );
