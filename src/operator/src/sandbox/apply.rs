@@ -259,11 +259,12 @@ async fn end_pod(
         names::ANNOTATION_CAUSE: reason.as_str(),
         names::ANNOTATION_CAUSE_MESSAGE: message.chars().take(900).collect::<String>(),
     }}});
+    let api = pods(world, context);
     if by_kubelet {
         let mut ended = mark.clone();
         ended["metadata"]["annotations"][names::ANNOTATION_CAUSE_TIME] = json!(world.now.to_string());
         ended["spec"] = json!({"activeDeadlineSeconds": 1});
-        match patch(world, &pod.name, ended, context).await {
+        match patch(&api, &pod.name, Patch::Merge(ended), context).await {
             Ok(_) => {
                 context.own_writes.ended(&pod.uid);
                 return Ok(());
@@ -276,17 +277,17 @@ async fn end_pod(
             Err(error) => return Err(error.into()),
         }
     }
-    ignore_missing(patch(world, &pod.name, mark, context).await)?;
+    ignore_missing(patch(&api, &pod.name, Patch::Merge(mark), context).await)?;
     delete(world, &pod.name, &pod.uid, context).await
 }
 
-async fn patch(
-    world: &World<'_>,
+async fn patch<P: serde::Serialize + std::fmt::Debug>(
+    api: &Api<Pod>,
     name: &str,
-    change: serde_json::Value,
+    change: Patch<P>,
     context: &Context,
 ) -> Result<Pod, RequestError> {
-    let (api, parameters, change) = (pods(world, context), PatchParams::default(), Patch::Merge(change));
+    let parameters = PatchParams::default();
     let request = api.patch(name, &parameters, &change);
     context.request("patch", "Pod", name, request).await
 }
@@ -345,16 +346,7 @@ pub async fn release(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -
         ]))
         .unwrap_or_default(),
     );
-    ignore_missing(
-        context
-            .request(
-                "patch",
-                "Pod",
-                name,
-                api.patch(name, &PatchParams::default(), &removal),
-            )
-            .await,
-    )
+    ignore_missing(patch(api, name, removal, context).await)
 }
 
 /// Whatever was to be changed or deleted is gone: that will do.
