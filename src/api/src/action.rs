@@ -99,7 +99,7 @@ pub enum Action {
         basis: Basis,
         /// The process, as its container numbers it.
         pid: u32,
-        /// Its parent.
+        /// Its parent, told at least with the first program that a process is observed to execute.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         parent: Option<u32>,
         /// The program's path.

@@ -36,6 +36,7 @@ pub mod inspect;
 pub mod jwks;
 pub mod keys;
 pub mod kube_sink;
+pub mod lanes;
 pub mod log;
 pub mod metered;
 pub mod metrics;

@@ -1,6 +1,6 @@
 //! Puts the parts together, and takes them apart in good order.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,7 @@ use agentsandbox_api::gateway::{PORT_DNS, PORT_HEALTH, PORT_HTTP, PORT_PROXY, PO
 use agentsandbox_egress::address::ClusterRanges;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use socket2::SockRef;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -24,13 +23,10 @@ use crate::metrics::Metrics;
 use crate::network::{ClusterNetwork, name_servers};
 use crate::state::{Gateway, Parts};
 use crate::tls::{Trust, TrustError};
-use crate::{dns, keys, register, steered, watch};
+use crate::{dns, keys, lanes, register, steered, watch};
 
 /// What is waited for before sandboxes are served.
 pub const GATES: [&str; 4] = ["policies", "sandboxes", "pods", "keys"];
-
-/// Room for DNS questions that wait, in bytes as the kernel counts them: some hundred each.
-const QUESTIONS_BYTES: usize = 4 << 20;
 
 /// Why the gateway can't run.
 #[derive(Debug, thiserror::Error)]
@@ -90,28 +86,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         "the health server",
         health::serve(listen(PORT_HEALTH).await?, metrics, readiness),
     ));
-    let proxy = listen(PORT_PROXY).await?;
-    parts.spawn(named(
-        "the proxy",
-        guests(gateway.clone(), proxy, "proxy", steered::proxy),
-    ));
-    let tls = listen(PORT_TLS).await?;
-    parts.spawn(named(
-        "the TLS port",
-        guests(gateway.clone(), tls, "tls", steered::tls),
-    ));
-    let http = listen(PORT_HTTP).await?;
-    parts.spawn(named(
-        "the HTTP port",
-        guests(gateway.clone(), http, "http", steered::plain),
-    ));
-    let questions = listen(PORT_DNS).await?;
-    parts.spawn(named(
-        "DNS over TCP",
-        guests(gateway.clone(), questions, "dns", dns::serve_tcp),
-    ));
-    let datagrams = bind_udp(PORT_DNS).await?;
-    parts.spawn(named("DNS over UDP", dns::serve_udp(gateway.clone(), datagrams)));
+    for lane in listeners(PORT_PROXY)? {
+        let proxy = guests(gateway.clone(), lane, "proxy", steered::proxy);
+        parts.spawn(named("the proxy", proxy));
+    }
+    for lane in listeners(PORT_TLS)? {
+        let tls = guests(gateway.clone(), lane, "tls", steered::tls);
+        parts.spawn(named("the TLS port", tls));
+    }
+    for lane in listeners(PORT_HTTP)? {
+        let http = guests(gateway.clone(), lane, "http", steered::plain);
+        parts.spawn(named("the HTTP port", http));
+    }
+    for lane in listeners(PORT_DNS)? {
+        let questions = guests(gateway.clone(), lane, "dns", dns::serve_tcp);
+        parts.spawn(named("DNS over TCP", questions));
+    }
+    for lane in lanes::datagrams(PORT_DNS).map_err(taken(PORT_DNS))? {
+        parts.spawn(named("DNS over UDP", dns::serve_udp(gateway.clone(), lane)));
+    }
     let recorders = listen(PORT_REGISTER).await?;
     parts.spawn(named(
         "the registration",
@@ -217,19 +210,13 @@ async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static s
 }
 
 async fn listen(port: u16) -> Result<TcpListener, RunError> {
-    health::bind(port)
-        .await
-        .map_err(|source| RunError::Port { port, source })
+    health::bind(port).await.map_err(taken(port))
 }
 
-async fn bind_udp(port: u16) -> Result<UdpSocket, RunError> {
-    let bound = match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        Ok(socket) => Ok(socket),
-        Err(_) => UdpSocket::bind(("0.0.0.0", port)).await,
-    };
-    let socket = bound.map_err(|source| RunError::Port { port, source })?;
-    // All sandboxes share it: what one of them sends in a burst should not push out another one's question. The kernel
-    // gives what it may (`net.core.rmem_max`).
-    let _ = SockRef::from(&socket).set_recv_buffer_size(QUESTIONS_BYTES);
-    Ok(socket)
+fn listeners(port: u16) -> Result<Vec<TcpListener>, RunError> {
+    lanes::listeners(port).map_err(taken(port))
+}
+
+fn taken(port: u16) -> impl Fn(std::io::Error) -> RunError {
+    move |source| RunError::Port { port, source }
 }

@@ -9,6 +9,7 @@ mod evidence;
 mod files;
 mod limits;
 mod outcome;
+mod stat;
 mod steps;
 mod tree;
 mod trust;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use agentsandbox_api::action::Action;
 
 use super::capture::{self, Capturing};
+use super::stat::Stat;
 
 /// Of memory, processes and disk: from this share on there is a warning, in percent.
 const NEARLY: u64 = 80;
@@ -67,7 +68,7 @@ impl Foreign {
         capturing.note_gone(untold.difference(&pids));
         let present: BTreeSet<u32> = pids
             .into_iter()
-            .filter(|pid| *pid != std::process::id() && capture::parent(*pid) == Some(0))
+            .filter(|pid| *pid != std::process::id() && Stat::of(*pid).is_some_and(|stat| stat.parent == 0))
             .take(REMEMBERED_MAX)
             .collect();
         let new: Vec<u32> = present.difference(&self.known).copied().take(LOOK_MAX).collect();
@@ -76,8 +77,8 @@ impl Foreign {
         // Never more than a twentieth of the time.
         self.next = Instant::now() + LOOK_EVERY.max(begun.elapsed() * 20);
         for pid in new {
-            let (path, argv) =
-                capture::image(pid).map_or_else(|_| Default::default(), |image| (image.path, image.argv));
+            let (path, argv) = capture::image(pid, false)
+                .map_or_else(|_| Default::default(), |image| (image.path, image.argv));
             capturing.note(Action::Foreign { pid, path, argv });
         }
     }

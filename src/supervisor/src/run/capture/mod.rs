@@ -29,7 +29,7 @@ use queue::Queue;
 use trace::Ends;
 
 pub use queue::Figures;
-pub use read::{image, parent};
+pub use read::image;
 
 /// Stack of each of our threads.
 const STACK_BYTES: usize = 256 << 10;
@@ -225,11 +225,7 @@ fn by_notification(queue: &Arc<Queue>) -> io::Result<Launcher> {
         let listener = sys::install(&filter::program(Some(filter::NOTIFY)), true)?;
         listener.ok_or_else(|| io::ErrorKind::Unsupported.into())
     })?;
-    let alarm = sys::Alarm::new()?;
-    let served = queue.clone();
-    std::thread::Builder::new()
-        .stack_size(STACK_BYTES)
-        .spawn(move || notify::serve(&listener, alarm, &served, &launching))?;
+    notify::begin(listener, queue, launching)?;
     Ok(launcher)
 }
 

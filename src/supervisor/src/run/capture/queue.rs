@@ -122,12 +122,14 @@ impl Queue {
         self.state().figures.unreadable += 1;
     }
 
-    /// Remembers a process that executes a program.
-    pub fn executed(&self, pid: u32) {
+    /// Remembers a process that executes a program; whether it was not remembered before.
+    pub fn executed(&self, pid: u32) -> bool {
         let mut state = self.state();
+        let is_new = !state.executed.contains(&pid);
         if state.executed.len() < EXECUTED_MAX {
             state.executed.insert(pid);
         }
+        is_new
     }
 
     /// The processes that executed a program and of which no end was asked for.

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 
 use super::calls::Place;
 use super::sys;
+use crate::run::stat::Stat;
 
 /// Most bytes of one record's texts.
 pub const TEXT_MAX: usize = 4096;
@@ -27,16 +29,74 @@ pub struct Text {
 /// How memory of a stopped thread is read.
 pub trait Memory {
     /// Reads as much as can be read in one piece.
-    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize>;
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
+        self.read_pieces(&[(address, into.len())], into)
+    }
+
+    /// Reads pieces of memory, given by address and length, one after the other, up to the first that can't be read.
+    fn read_pieces(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> io::Result<usize>;
 }
 
 /// Memory of a thread that waits for the listener.
 pub struct OfThread(pub u32);
 
 impl Memory for OfThread {
-    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
-        sys::read_memory(self.0, address, into)
+    fn read_pieces(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> io::Result<usize> {
+        sys::read_memory(self.0, pieces, into)
     }
+}
+
+/// Memory of which the beginnings of some texts were read in one go: each system call costs more than what it copies.
+pub struct Ahead<'a, M> {
+    memory: &'a M,
+    /// Address and where in `bytes` it was read to.
+    pieces: Vec<(u64, Range<usize>)>,
+    bytes: Vec<u8>,
+}
+
+impl<'a, M: Memory> Ahead<'a, M> {
+    /// Reads what is at these addresses; what can't be read is left to who wants it.
+    pub fn of(memory: &'a M, addresses: &[u64]) -> Self {
+        let wanted: Vec<_> = addresses
+            .iter()
+            .map(|address| (*address, to_page_end(*address).min(FIRST_PIECE)))
+            .collect();
+        let mut bytes = vec![0; wanted.iter().map(|(_, length)| length).sum()];
+        let read = memory.read_pieces(&wanted, &mut bytes).unwrap_or_default();
+        let mut end = 0;
+        let pieces = wanted.into_iter().map_while(|(address, length)| {
+            let begin = end;
+            end += length;
+            (end <= read).then_some((address, begin..end))
+        });
+        let pieces = pieces.collect();
+        Self {
+            memory,
+            pieces,
+            bytes,
+        }
+    }
+}
+
+impl<M: Memory> Memory for Ahead<'_, M> {
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
+        let known = self.pieces.iter().find(|(begin, _)| *begin == address);
+        match known.and_then(|(_, range)| self.bytes[range.clone()].get(..into.len())) {
+            Some(bytes) => {
+                into.copy_from_slice(bytes);
+                Ok(into.len())
+            }
+            None => self.memory.read(address, into),
+        }
+    }
+
+    fn read_pieces(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> io::Result<usize> {
+        self.memory.read_pieces(pieces, into)
+    }
+}
+
+fn to_page_end(address: u64) -> usize {
+    usize::try_from(PAGE - address % PAGE).unwrap_or(1)
 }
 
 /// The text at an address, up to its NUL, at most so long.
@@ -45,8 +105,7 @@ pub fn text(memory: &impl Memory, address: u64, longest: usize) -> io::Result<Te
     let mut piece = [0; FIRST_PIECE];
     while bytes.len() < longest {
         let at = address.wrapping_add(bytes.len() as u64);
-        let to_page_end = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
-        let length = to_page_end.min(FIRST_PIECE).min(longest - bytes.len());
+        let length = to_page_end(at).min(FIRST_PIECE).min(longest - bytes.len());
         let read = memory.read(at, &mut piece[..length])?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -69,9 +128,8 @@ pub fn texts(memory: &impl Memory, address: u64, longest: usize) -> io::Result<(
     let mut pointers = [0; 16 * 8];
     for chunk in (0_u64..).step_by(pointers.len()).take(ARGUMENTS_MAX / 16) {
         let at = address.wrapping_add(chunk);
-        let to_page_end = usize::try_from(PAGE - at % PAGE).unwrap_or(8);
         // Pointers that cross a page are read one by one below.
-        let mut read = memory.read(at, &mut pointers[..to_page_end.min(16 * 8)])?;
+        let mut read = memory.read(at, &mut pointers[..to_page_end(at).min(16 * 8)])?;
         while read < pointers.len() {
             let next = (read + 8).min(pointers.len()) / 8 * 8;
             let begin = read;
@@ -84,15 +142,23 @@ pub fn texts(memory: &impl Memory, address: u64, longest: usize) -> io::Result<(
                 break;
             }
         }
-        for pointer in pointers[..read / 8 * 8].chunks_exact(8) {
-            let pointer = u64::from_ne_bytes(pointer.try_into().unwrap_or_default());
-            if pointer == 0 {
+        let addresses = pointers[..read / 8 * 8].chunks_exact(8);
+        let addresses: Vec<u64> = addresses
+            .map(|pointer| u64::from_ne_bytes(pointer.try_into().unwrap_or_default()))
+            .collect();
+        let texts = addresses
+            .split(|address| *address == 0)
+            .next()
+            .unwrap_or_default();
+        let memory = Ahead::of(memory, texts);
+        for address in &addresses {
+            if *address == 0 {
                 return Ok((found, false));
             }
             if room == 0 {
                 return Ok((found, true));
             }
-            let text = text(memory, pointer, room)?;
+            let text = text(&memory, *address, room)?;
             room -= text.bytes.len().min(room);
             // An empty argument takes room too, as there may be many.
             room = room.saturating_sub(1);
@@ -224,17 +290,16 @@ pub struct Image {
     pub path: String,
     pub argv: Vec<String>,
     pub cut: bool,
-    /// Its parent; 0 if that is outside of this pid namespace.
+    /// Its parent, if asked for; 0 if that is outside of this pid namespace.
     pub parent: Option<u32>,
 }
 
-/// What the kernel says that a process executes. Each file of `/proc` that is looked at costs more than reading it.
-pub fn image(pid: u32) -> io::Result<Image> {
-    let path = std::fs::read_link(format!("/proc/{pid}/exe"))?;
-    let path = path.to_string_lossy();
-    let end = path.floor_char_boundary(TEXT_MAX / 2);
-    let stat = Stat::of(pid);
-    let arguments = stat.as_ref().and_then(|stat| stat.arguments(pid));
+/// What the kernel says that a process executes, and who started it, if that is asked for. Each file of `/proc` that is
+/// opened costs more than to read it.
+pub fn image(pid: u32, with_parent: bool) -> io::Result<Image> {
+    let (path, path_cut) = program(pid)?;
+    let stat = with_parent.then(|| Stat::of(pid)).flatten();
+    let arguments = stat.as_ref().and_then(|stat| arguments(stat, pid));
     let bytes = match arguments {
         Some(bytes) => bytes,
         None => command_line(pid)?,
@@ -249,71 +314,40 @@ pub fn image(pid: u32) -> io::Result<Image> {
         .map(|argument| String::from_utf8_lossy(argument).into_owned())
         .collect();
     Ok(Image {
-        path: path[..end].to_owned(),
+        path,
         argv,
-        cut: end < path.len() || !whole,
+        cut: path_cut || !whole,
         parent: stat.map(|stat| stat.parent),
     })
 }
 
+/// The file that a process executes, and whether its path was cut.
+pub fn program(pid: u32) -> io::Result<(String, bool)> {
+    let path = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+    let path = path.to_string_lossy();
+    let end = path.floor_char_boundary(TEXT_MAX / 2);
+    Ok((path[..end].to_owned(), end < path.len()))
+}
+
 /// Arguments as `/proc` has them, and one byte more than are kept.
 fn command_line(pid: u32) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(format!("/proc/{pid}/cmdline"))?
-        .take(ARGV_MAX as u64 + 1)
-        .read_to_end(&mut bytes)?;
+    let mut bytes = vec![0; ARGV_MAX + 1];
+    // The kernel gives all that there is room for at once.
+    let length = File::open(format!("/proc/{pid}/cmdline"))?.read(&mut bytes)?;
+    bytes.truncate(length);
     Ok(bytes)
 }
 
-/// What `/proc/PID/stat` tells.
-struct Stat {
-    parent: u32,
-    /// Where the arguments begin and end in memory; zeros if the kernel does not tell.
-    arguments: (u64, u64),
-}
-
-impl Stat {
-    fn of(pid: u32) -> Option<Self> {
-        // The kernel gives it all at once, and it is never that long.
-        let mut bytes = [0; 2048];
-        let length = File::open(format!("/proc/{pid}/stat"))
-            .ok()?
-            .read(&mut bytes)
-            .ok()?;
-        Self::parse(&bytes[..length])
+/// Arguments as a process holds them, and one byte more than are kept.
+fn arguments(stat: &Stat, pid: u32) -> Option<Vec<u8>> {
+    let (begin, end) = stat.arguments;
+    let length = usize::try_from(end.checked_sub(begin)?).ok()?;
+    if begin == 0 || length == 0 {
+        return None;
     }
-
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        // The program's name is in parentheses and may hold anything.
-        let name_end = bytes.iter().rposition(|byte| *byte == b')')?;
-        let mut fields = std::str::from_utf8(&bytes[name_end + 1..])
-            .ok()?
-            .split_ascii_whitespace();
-        let parent = fields.nth(1)?.parse().ok()?;
-        let mut address = |skipped| {
-            fields
-                .nth(skipped)
-                .and_then(|field| field.parse().ok())
-                .unwrap_or(0)
-        };
-        // The fields 4, 48 and 49 of proc_pid_stat(5); the first here is the third there.
-        Some(Self {
-            parent,
-            arguments: (address(43), address(0)),
-        })
-    }
-
-    /// Arguments as the process holds them, and one byte more than are kept.
-    fn arguments(&self, pid: u32) -> Option<Vec<u8>> {
-        let (begin, end) = self.arguments;
-        let length = usize::try_from(end.checked_sub(begin)?).ok()?;
-        if begin == 0 || length == 0 {
-            return None;
-        }
-        let mut bytes = vec![0; length.min(ARGV_MAX + 1)];
-        let read = sys::read_memory(pid, begin, &mut bytes).ok()?;
-        (read == bytes.len()).then_some(bytes)
-    }
+    let mut bytes = vec![0; length.min(ARGV_MAX + 1)];
+    let read = OfThread(pid).read(begin, &mut bytes).ok()?;
+    (read == bytes.len()).then_some(bytes)
 }
 
 /// The process of a thread; the thread's own number if it is gone.
@@ -334,15 +368,11 @@ pub fn process_of(thread: u32) -> u32 {
         .unwrap_or(thread)
 }
 
-/// The parent of a process; `Some(0)` if it is outside of this pid namespace.
-pub fn parent(pid: u32) -> Option<u32> {
-    Stat::of(pid).map(|stat| stat.parent)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::path::Path;
 
     /// Memory from an address on; reads beyond its end are short, as the kernel's.
     struct Fake {
@@ -350,16 +380,30 @@ mod tests {
         bytes: Vec<u8>,
     }
 
+    impl Fake {
+        fn piece(&self, address: u64, length: usize) -> Option<&[u8]> {
+            let begin = usize::try_from(address.checked_sub(self.base)?).ok()?;
+            let bytes = self.bytes.get(begin..).filter(|bytes| !bytes.is_empty())?;
+            Some(&bytes[..length.min(bytes.len())])
+        }
+    }
+
     impl Memory for Fake {
-        fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
-            let begin = address
-                .checked_sub(self.base)
-                .and_then(|begin| usize::try_from(begin).ok())
-                .filter(|begin| *begin < self.bytes.len())
-                .ok_or(io::ErrorKind::InvalidInput)?;
-            let length = into.len().min(self.bytes.len() - begin);
-            into[..length].copy_from_slice(&self.bytes[begin..begin + length]);
-            Ok(length)
+        fn read_pieces(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> io::Result<usize> {
+            let mut read = 0;
+            for (address, length) in pieces {
+                let piece = match self.piece(*address, *length) {
+                    Some(piece) => piece,
+                    None if read == 0 => return Err(io::ErrorKind::InvalidInput.into()),
+                    None => break,
+                };
+                into[read..read + piece.len()].copy_from_slice(piece);
+                read += piece.len();
+                if piece.len() < *length {
+                    break;
+                }
+            }
+            Ok(read)
         }
     }
 
@@ -388,6 +432,31 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_ahead_is_what_is_there() {
+        let mut bytes = vec![b'x'; 8192];
+        bytes[..4].copy_from_slice(b"one\0");
+        bytes[4092..4100].copy_from_slice(b"acro\0ss\0");
+        let memory = Fake {
+            base: 2 * PAGE,
+            bytes,
+        };
+        let (first, across, missing, long) = (2 * PAGE, 3 * PAGE - 4, 9 * PAGE, 2 * PAGE + 100);
+        // What comes after a piece that can't be read is read when it is wanted.
+        for order in [[first, across, missing, long], [missing, long, across, first]] {
+            let ahead = Ahead::of(&memory, &order);
+            for address in order {
+                let found = |text: io::Result<Text>| text.map(|text| (text.bytes, text.cut)).ok();
+                assert_eq!(
+                    found(text(&ahead, address, TEXT_MAX)),
+                    found(text(&memory, address, TEXT_MAX))
+                );
+            }
+        }
+        let across = text(&Ahead::of(&memory, &[across]), across, TEXT_MAX).unwrap();
+        assert_eq!(across.bytes, b"acro");
+    }
+
+    #[test]
     fn this_process_can_read_itself() {
         let argument = c"--flag".as_ptr() as u64;
         let vector = [argument, argument, 0];
@@ -402,38 +471,25 @@ mod tests {
 
     #[test]
     fn what_a_process_executes_is_seen_in_its_memory_as_in_proc() {
-        let mut child = std::process::Command::new("/bin/sleep")
-            .args(["60", ""])
+        // It waits for a line that never comes.
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "read line", "name", ""])
+            .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let pid = child.id();
         // Until then the command may not have been loaded.
-        while Stat::of(pid).and_then(|stat| stat.arguments(pid)).is_none() {
+        while Stat::of(pid).and_then(|stat| arguments(&stat, pid)).is_none() {
             std::thread::yield_now();
         }
         let stat = Stat::of(pid).unwrap();
-        assert_eq!(stat.arguments(pid).unwrap(), command_line(pid).unwrap());
-        let image = image(pid).unwrap();
+        assert_eq!(arguments(&stat, pid).unwrap(), command_line(pid).unwrap());
+        let image = image(pid, true).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(image.argv, ["/bin/sleep", "60", ""]);
-        assert!(
-            image.path.ends_with("sleep") || image.path.ends_with("coreutils"),
-            "{image:?}"
-        );
+        assert_eq!(image.argv, ["/bin/sh", "-c", "read line", "name", ""]);
+        assert_eq!(Path::new(&image.path), std::fs::canonicalize("/bin/sh").unwrap());
         assert_eq!((image.parent, image.cut), (Some(std::process::id()), false));
-    }
-
-    #[test]
-    fn a_name_may_hold_anything() {
-        let stat =
-            |name: &str| Stat::parse(format!("7 ({name}) S 3 {}100 164 0", "0 ".repeat(43)).as_bytes());
-        for name in ["sh", "a) S 1 (b", "", ") "] {
-            let Stat { parent, arguments } = stat(name).unwrap();
-            assert_eq!((parent, arguments), (3, (100, 164)), "{name}");
-        }
-        assert!(Stat::parse(b"").is_none());
-        assert_eq!(Stat::parse(b"7 (sh) S 3 7").unwrap().arguments, (0, 0));
     }
 
     #[test]

@@ -6,8 +6,9 @@ use agentsandbox_api::action::{Action, Basis};
 use agentsandbox_api::run::Transport;
 
 use super::calls::{self, Guard, Kind, Rule};
-use super::read::{self, Memory, Peer, TEXT_MAX};
+use super::read::{self, Ahead, Memory, Peer, TEXT_MAX};
 use super::sys;
+use crate::run::stat::Stat;
 
 /// Of an array of messages so many are looked at, as the kernel takes at most so many at once.
 const MESSAGES_MAX: u32 = 1024;
@@ -65,9 +66,11 @@ pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
     match rule.kind {
         Kind::Absent => Ok(Sight::Nothing),
         Kind::Exec { place, argv } => {
-            let (path, path_cut) = path(place, TEXT_MAX / 2)?;
+            let argv = arguments[usize::from(argv)];
+            let memory = Ahead::of(memory, &[arguments[usize::from(place.path)], argv]);
+            let (path, path_cut) = read::path(&memory, call.thread, arguments, place, TEXT_MAX / 2)?;
             let room = TEXT_MAX - path.len().min(TEXT_MAX);
-            let (argv, argv_cut) = read::texts(memory, arguments[usize::from(argv)], room)?;
+            let (argv, argv_cut) = read::texts(&memory, argv, room)?;
             seen(Action::Exec {
                 basis: Basis::Claimed,
                 pid,
@@ -168,7 +171,7 @@ fn reaches_supervisor(guard: Guard, call: &Call<'_>) -> bool {
         Guard::Process(argument) => process(value(argument)),
         // A parent that is process 1 would get the stops of its child for ends.
         Guard::Ptrace if read::low(call.arguments[0]) == TRACE_ME => {
-            read::parent(call.thread).is_none_or(|parent| parent == std::process::id())
+            Stat::of(call.thread).is_none_or(|stat| stat.parent == std::process::id())
         }
         Guard::Ptrace => process(value(1)),
         Guard::Priority => match value(0) {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 /// `SECCOMP_FILTER_FLAG_NEW_LISTENER` and `_WAIT_KILLABLE_RECV` (Linux 5.19): signals do not interrupt a call that is
@@ -87,13 +87,8 @@ pub fn install(program: &[libc::sock_filter], listen: bool) -> io::Result<Option
 }
 
 impl Listener {
-    /// The next notification; `None` if it was withdrawn, or if the alarm, if one is given, rang.
-    pub fn receive(&self, alarm: Option<&mut Alarm>) -> io::Result<Option<Notification>> {
-        if let Some(alarm) = alarm
-            && alarm.rings_before(&self.0)
-        {
-            return Ok(None);
-        }
+    /// The next notification; `None` if it was withdrawn. Fails when no process with the filter is left.
+    pub fn receive(&self) -> io::Result<Option<Notification>> {
         let mut notification = Notification::default();
         // SAFETY: the request writes a `struct seccomp_notif`, which is what the pointer is to.
         if unsafe { libc::ioctl(self.0.as_raw_fd(), RECEIVE as _, &raw mut notification) } == 0 {
@@ -102,9 +97,22 @@ impl Listener {
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
             // Its process was killed meanwhile.
-            Some(libc::ENOENT | libc::EINTR) => Ok(None),
+            Some(libc::ENOENT) if !self.is_orphaned() => Ok(None),
+            Some(libc::EINTR) => Ok(None),
             _ => Err(error),
         }
+    }
+
+    /// Whether no process with the filter is left: then nothing will ever come.
+    fn is_orphaned(&self) -> bool {
+        let mut polled = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the pointer is to one live structure, and nothing is waited for.
+        unsafe { libc::poll(&raw mut polled, 1, 0) };
+        polled.revents & libc::POLLHUP != 0
     }
 
     /// Whether the thread still waits: then what was read of it was its own.
@@ -130,28 +138,27 @@ impl Listener {
 /// for one system call; so it is set once for all that is due about the same time.
 pub struct Alarm {
     timer: OwnedFd,
-    is_set: bool,
+    is_set: AtomicBool,
 }
 
 impl Alarm {
     /// Not set.
     pub fn new() -> io::Result<Self> {
         // SAFETY: timerfd_create takes values, and returns a new descriptor or -1.
-        let fd =
-            unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(Self {
             // SAFETY: the kernel has just returned this descriptor, and nobody else owns it.
             timer: unsafe { OwnedFd::from_raw_fd(fd) },
-            is_set: false,
+            is_set: AtomicBool::new(false),
         })
     }
 
     /// Lets it ring after some time, unless it is set already.
-    pub fn set(&mut self, after: Duration) {
-        if self.is_set {
+    pub fn set(&self, after: Duration) {
+        if self.is_set.swap(true, Ordering::AcqRel) {
             return;
         }
         // SAFETY: an all-zero itimerspec is valid.
@@ -161,50 +168,38 @@ impl Alarm {
             // All zeros would unset it.
             tv_nsec: after.subsec_nanos().max(1).into(),
         };
-        // SAFETY: the pointer is to a live itimerspec, and the old value is not asked for.
-        self.is_set = unsafe {
-            libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const once, std::ptr::null_mut()) == 0
-        };
+        // SAFETY: the pointer is to a live itimerspec, and the old value is not asked for. With such values it can't fail.
+        unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const once, std::ptr::null_mut()) };
     }
 
-    /// Waits until it rings or a descriptor is readable; whether only the first has happened.
-    fn rings_before(&mut self, other: &OwnedFd) -> bool {
-        let awaited = |fd: &OwnedFd| libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut polled = [awaited(&self.timer), awaited(other)];
-        // SAFETY: the pointer and length are those of a live array.
-        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
-        if polled[0].revents != 0 {
-            let mut rung = 0_u64;
-            // SAFETY: the pointer is to the 8 bytes that a timer gives.
-            unsafe { libc::read(self.timer.as_raw_fd(), (&raw mut rung).cast(), 8) };
-            self.is_set = false;
-        }
-        polled[1].revents == 0
-    }
-
-    /// Whether it has rung since it was set last.
-    pub fn has_rung(&self) -> bool {
-        !self.is_set
+    /// Waits until it rings.
+    pub fn wait(&self) {
+        let mut rung = 0_u64;
+        // SAFETY: the pointer is to the 8 bytes that a timer gives.
+        unsafe { libc::read(self.timer.as_raw_fd(), (&raw mut rung).cast(), 8) };
+        self.is_set.store(false, Ordering::Release);
     }
 }
 
-/// Reads memory of another process (process_vm_readv(2)): as much as can be read in one piece.
-pub fn read_memory(thread: u32, address: u64, into: &mut [u8]) -> io::Result<usize> {
+/// Reads pieces of another process's memory (process_vm_readv(2)), given by address and length, one after the other, up
+/// to the first that can't be read whole.
+pub fn read_memory(thread: u32, pieces: &[(u64, usize)], into: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec {
         iov_base: into.as_mut_ptr().cast(),
         iov_len: into.len(),
     };
-    let remote = libc::iovec {
-        iov_base: address as *mut libc::c_void,
-        iov_len: into.len(),
-    };
+    let remote: Vec<_> = pieces
+        .iter()
+        .map(|(address, length)| libc::iovec {
+            iov_base: *address as *mut libc::c_void,
+            iov_len: *length,
+        })
+        .collect();
     let thread = libc::pid_t::try_from(thread).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the local vector is a live buffer of that length; the remote one is never dereferenced here.
-    let read = unsafe { libc::process_vm_readv(thread, &raw const local, 1, &raw const remote, 1, 0) };
+    let count = libc::c_ulong::try_from(remote.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the local vector is a live buffer of that length, beyond which nothing is written; the remote ones are never
+    // dereferenced here.
+    let read = unsafe { libc::process_vm_readv(thread, &raw const local, 1, remote.as_ptr(), count, 0) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 

@@ -269,7 +269,7 @@ impl Tracer {
             argv,
             cut,
             parent,
-        }) = read::image(pid)
+        }) = read::image(pid, true)
         {
             self.write_down(Action::Exec {
                 basis: Basis::Observed,
