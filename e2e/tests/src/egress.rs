@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use agentsandbox_api::gateway;
+use agentsandbox_action_log::verify::{Expected, verify};
 use agentsandbox_api::sandbox::{AgentSandboxStatus, EgressStatus, Usage};
+use agentsandbox_api::{gateway, names};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -222,6 +223,26 @@ impl Harness {
             ..LogParams::default()
         };
         Ok(self.api::<Pod>().logs(&name_of(&pod), &parameters).await?)
+    }
+
+    /// The records of a run's action log.
+    ///
+    /// # Panics
+    /// It is not whole, or not what the status says.
+    pub async fn actions_of(&self, sandbox: &str, status: &AgentSandboxStatus) -> Result<Vec<Value>> {
+        let log = self.log_of(sandbox, names::CONTAINER_RECORDER).await?;
+        let audit = status.audit.clone().unwrap_or_default();
+        let expected = Expected {
+            records: u64::try_from(audit.records).unwrap_or_default(),
+            head: audit.head.clone(),
+        };
+        let report = verify(&log, Some(&expected));
+        assert!(report.broken.is_none(), "{sandbox}: {report:?}\n{status:?}");
+        assert_eq!(audit.lost, 0, "{sandbox}");
+        Ok(log
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
     }
 
     /// Waits until a script has printed a text.

@@ -314,9 +314,15 @@ async fn an_exhausted_budget_ends_the_run_within_two_seconds() {
         .duration_since(exhausted);
     println!("ended {took:#} after its exhaustion stood in status");
     assert!(took.as_secs() < 2, "{took:#}");
+    let reason = status.result.clone().unwrap().reason;
+    assert_eq!(reason, Some(Reason::ModelRequestBudgetExceeded));
+    // What it did before can still be read.
+    let actions = harness.actions_of("burn", &status).await.unwrap();
     assert_eq!(
-        status.result.unwrap().reason,
-        Some(Reason::ModelRequestBudgetExceeded)
+        actions.last().unwrap()["reason"],
+        "ModelRequestBudgetExceeded",
+        "{:#?}",
+        actions.last()
     );
     harness.finish().await.unwrap();
 }

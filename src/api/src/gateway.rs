@@ -5,9 +5,12 @@
 //! [`Register`] as a line of JSON; the gateway answers with one [`Registered`] line and leaves the connection open. A
 //! recorder whose connection breaks registers again: the gateway may have been replaced. The recorder of a session whose
 //! steps the gateway counts sends a [`StepCharge`] line for each, and hears a [`StepCharged`] line. A charge that is not
-//! answered is not sent again: it may have been made, and then stays so.
+//! answered is not sent again: it may have been made, and then stays so. When a budget is used up, the gateway says so in
+//! a [`BudgetExhausted`] line, and the recorder ends the run.
 
 use serde::{Deserialize, Serialize};
+
+use crate::reason::Reason;
 
 /// Name of the gateway's Deployment, Service, service account, binding and network policies in each namespace.
 pub const NAME: &str = "agentsandbox-gateway";
@@ -115,6 +118,24 @@ pub struct StepCharged {
     /// For the person who reads it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+/// A line of the gateway after it is bound, at most once on each connection: the run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetExhausted {
+    /// Which budget; one of those that [`Reason::budget`] knows.
+    pub exhausted: Reason,
+}
+
+impl BudgetExhausted {
+    /// What is told of it, if it names a budget.
+    #[must_use]
+    pub fn message(self) -> Option<String> {
+        let field = self.exhausted.budget()?;
+        Some(format!(
+            "the run has used up {field}; status.egress has the figures"
+        ))
+    }
 }
 
 /// What the recorder needs to reach the gateway; part of the run spec.

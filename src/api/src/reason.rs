@@ -70,6 +70,18 @@ impl Reason {
         matches!(self, Self::Completed | Self::IdleTimeout)
     }
 
+    /// The field of the budget that the run has used up, if this is why it ended.
+    #[must_use]
+    pub fn budget(self) -> Option<&'static str> {
+        match self {
+            Self::TokenBudgetExceeded => Some("limits.tokens"),
+            Self::ModelRequestBudgetExceeded => Some("limits.modelRequests"),
+            Self::StepBudgetExceeded => Some("limits.steps"),
+            Self::EgressByteBudgetExceeded => Some("limits.egressBytes"),
+            _ => None,
+        }
+    }
+
     /// The name as it stands in conditions, records and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{EgressCounters, EgressStatus};
 use agentsandbox_egress::budget::{Counters, Ledger, Limits, Reservation, Reserve};
 use agentsandbox_egress::deny::Deny;
@@ -319,6 +320,19 @@ impl Account {
     #[must_use]
     pub fn used(&self) -> Counters {
         self.figures(&self.inner()).used
+    }
+
+    /// Waits until a budget is used up, which ends the run.
+    pub async fn exhaustion(&self) -> Reason {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            if let Some(reason) = self.inner().ledger.exhausted() {
+                return reason;
+            }
+            settled.await;
+        }
     }
 
     fn is_changed(&self) -> bool {

@@ -1,14 +1,16 @@
 //! Where recorders say whose address this is, before any user code exists.
 //!
 //! One line of JSON comes, one goes back; the connection stays open, and the recorder is told when its certificate
-//! changes or its binding ends. It then registers again. In between it may ask for steps to be charged.
+//! changes, its binding ends or a budget of its run is used up. It then registers again, or ends the run. In between it
+//! may ask for steps to be charged.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentsandbox_api::gateway::{AUDIENCE, REGISTER_MAX_BYTES, Registered};
+use agentsandbox_api::gateway::{AUDIENCE, BudgetExhausted, REGISTER_MAX_BYTES, Registered};
 use agentsandbox_egress::identity::Run;
 use agentsandbox_egress::registration;
 use serde::Serialize;
@@ -21,6 +23,8 @@ use crate::charges::Charges;
 use crate::jwks::TokenError;
 use crate::state::{Gateway, unbound};
 
+/// What was answered or refused last still reaches the sandbox before its run is ended.
+const LAST_ANSWER: Duration = Duration::from_millis(300);
 /// Most connections of one address: a recorder has one, and may be replacing it.
 const PER_ADDRESS: usize = 4;
 /// Most connections at all. Each waits for a line, or costs a few hundred bytes.
@@ -56,11 +60,17 @@ async fn converse(gateway: &Arc<Gateway>, mut stream: TcpStream, peer: IpAddr) {
         }
     };
     let (mut from, mut to) = stream.split();
-    let Some(mut charges) = gateway.session_of_run(&run).map(Charges::new) else {
+    let Some(session) = gateway.session_of_run(&run) else {
         say(&mut to, &gateway.standing(&run), patience).await;
         return;
     };
-    let mut said = None;
+    let mut charges = Charges::new(session.clone());
+    let mut over = pin!(async {
+        let exhausted = session.account.exhaustion().await;
+        tokio::time::sleep(LAST_ANSWER).await;
+        BudgetExhausted { exhausted }
+    });
+    let (mut said, mut is_told) = (None, false);
     loop {
         changed.borrow_and_update();
         let standing = gateway.standing(&run);
@@ -74,6 +84,10 @@ async fn converse(gateway: &Arc<Gateway>, mut stream: TcpStream, peer: IpAddr) {
             answer = charges.next(&mut from) => match answer {
                 Some(answer) => if !say(&mut to, &answer, patience).await { return },
                 None => return,
+            },
+            exhausted = &mut over, if !is_told => {
+                is_told = true;
+                if !say(&mut to, &exhausted, patience).await { return }
             },
             news = changed.changed() => if news.is_err() { return },
         }

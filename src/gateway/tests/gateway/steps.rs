@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use agentsandbox_api::gateway::StepCharged;
+use agentsandbox_api::gateway::{BudgetExhausted, StepCharged};
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{EgressCounters, EgressStatus, Limits as AskedLimits};
 use agentsandbox_egress::budget::Counters;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -27,7 +28,7 @@ async fn send(recorder: &mut BufReader<TcpStream>, text: &str) {
     let _ = recorder.get_mut().write_all(text.as_bytes()).await;
 }
 
-async fn answer(recorder: &mut BufReader<TcpStream>) -> StepCharged {
+async fn heard<T: DeserializeOwned>(recorder: &mut BufReader<TcpStream>) -> T {
     let mut line = String::new();
     let read = recorder.read_line(&mut line);
     tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
@@ -36,7 +37,7 @@ async fn answer(recorder: &mut BufReader<TcpStream>) -> StepCharged {
 
 async fn charge(recorder: &mut BufReader<TcpStream>, number: u64) -> StepCharged {
     send(recorder, &format!("{{\"charge\":{number}}}\n")).await;
-    let answer = answer(recorder).await;
+    let answer: StepCharged = heard(recorder).await;
     assert_eq!(answer.charged, number);
     answer
 }
@@ -83,6 +84,9 @@ async fn steps_and_model_requests_are_counted_together() {
         })
         .await;
     assert_eq!(provider.requests.lock().unwrap().len(), 3);
+    // So its recorder ends it.
+    let told: BudgetExhausted = heard(&mut sandbox.recorder).await;
+    assert_eq!(told.exhausted, Reason::StepBudgetExceeded);
     harness.gateway.pod_gone(&sandbox.pod_uid);
     let status = harness.status("one", |status| status.settled).await;
     assert_eq!(
@@ -218,7 +222,7 @@ async fn anything_but_a_charge_ends_the_connection_and_costs_nothing() {
         tokio::task::yield_now().await;
     }
     send(&mut sandbox.recorder, "\n").await;
-    assert_eq!(answer(&mut sandbox.recorder).await, granted(1));
+    assert_eq!(heard::<StepCharged>(&mut sandbox.recorder).await, granted(1));
 }
 
 #[tokio::test]
@@ -231,9 +235,14 @@ async fn a_flood_is_slowed_down_and_overspends_nothing() {
         .map(|number| format!("{{\"charge\":{number}}}\n"))
         .collect();
     send(&mut sandbox.recorder, &lines.concat()).await;
-    let (mut numbers, mut good) = (BTreeSet::new(), 0);
-    for _ in 0..CHARGES {
-        let answer = answer(&mut sandbox.recorder).await;
+    let (mut numbers, mut good, mut ends) = (BTreeSet::new(), 0, 0);
+    while numbers.len() < lines.len() || ends == 0 {
+        let line: serde_json::Value = heard(&mut sandbox.recorder).await;
+        if line["exhausted"] == "StepBudgetExceeded" {
+            ends += 1;
+            continue;
+        }
+        let answer: StepCharged = serde_json::from_value(line).unwrap();
         assert!(numbers.insert(answer.charged), "answered twice: {answer:?}");
         good += i64::from(answer.granted);
         assert!(
@@ -245,6 +254,7 @@ async fn a_flood_is_slowed_down_and_overspends_nothing() {
         (good, numbers.first(), numbers.last()),
         (LIMIT, Some(&1), Some(&CHARGES))
     );
+    assert_eq!(ends, 1, "it is told once");
     // 128 at once, then 100 a second.
     assert!(begun.elapsed().as_millis() > 1_000, "{:?}", begun.elapsed());
     let status = harness.status("one", |status| status.used.steps == LIMIT).await;
@@ -290,7 +300,7 @@ async fn a_step_waits_a_while_for_what_is_in_flight() {
     let early = tokio::time::timeout(Duration::from_millis(200), sandbox.recorder.get_mut().readable());
     assert!(early.await.is_err(), "answered while the last step was in flight");
     drop(held);
-    assert_eq!(answer(&mut sandbox.recorder).await, granted(1));
+    assert_eq!(heard::<StepCharged>(&mut sandbox.recorder).await, granted(1));
 
     let (harness, mut sandbox, _) = models::start(models::policy(), steps(1)).await;
     let account = harness.gateway.session(sandbox.address).unwrap().account.clone();

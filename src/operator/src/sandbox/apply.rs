@@ -229,9 +229,9 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
 
 /// Marks the pod with the cause, so that a restarted operator knows it, and ends it. One whose command runs is ended by
 /// its kubelet, by a deadline that is past already: so it stays, with its logs, as every other pod of a finished run.
-/// That takes it up to a second longer than a deletion, too long once a budget is used up. One that never ran has nothing
-/// to keep, and one whose kubelet let a deadline pass is given up. These are deleted, and the finalizer keeps them until
-/// their result is known.
+/// That takes it up to a second longer than a deletion; a run that has used up a budget is ended from inside meanwhile, as
+/// its recorder hears it from the egress gateway. One that never ran has nothing to keep, and one whose kubelet let a
+/// deadline pass is given up. These are deleted, and the finalizer keeps them until their result is known.
 async fn end_pod(
     world: &World<'_>,
     reason: Reason,
@@ -242,15 +242,7 @@ async fn end_pod(
         return Ok(());
     };
     let has_run = pod.agent.started || pod.agent.ended.is_some();
-    let is_urgent = matches!(
-        reason,
-        Reason::DeadlineExceeded
-            | Reason::TokenBudgetExceeded
-            | Reason::ModelRequestBudgetExceeded
-            | Reason::StepBudgetExceeded
-            | Reason::EgressByteBudgetExceeded
-    );
-    let by_kubelet = has_run && !is_urgent && pod.ending.is_none();
+    let by_kubelet = has_run && reason != Reason::DeadlineExceeded && pod.ending.is_none();
     if context.own_writes.is_deleted(&pod.uid) || by_kubelet && context.own_writes.is_ended(&pod.uid) {
         return Ok(());
     }

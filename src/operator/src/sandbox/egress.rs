@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use agentsandbox_api::condition::types;
-use agentsandbox_api::gateway::GatewayAccess;
+use agentsandbox_api::gateway::{BudgetExhausted, GatewayAccess};
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandboxStatus, EgressStatus};
 use k8s_openapi::jiff::SignedDuration;
@@ -59,16 +59,7 @@ fn egress_of<'a>(world: &World<'a>, pod: &PodView) -> Option<&'a EgressStatus> {
 
 /// The budget that this pod's run has used up, if the egress gateway says so. It may name no other reason.
 pub(super) fn exhausted(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
-    let reason = egress_of(world, pod)?.exhausted?;
-    let field = match reason {
-        Reason::TokenBudgetExceeded => "limits.tokens",
-        Reason::ModelRequestBudgetExceeded => "limits.modelRequests",
-        Reason::StepBudgetExceeded => "limits.steps",
-        Reason::EgressByteBudgetExceeded => "limits.egressBytes",
-        _ => return None,
-    };
-    Some((
-        reason,
-        format!("the run has used up {field}; status.egress has the figures"),
-    ))
+    let exhausted = egress_of(world, pod)?.exhausted?;
+    let message = BudgetExhausted { exhausted }.message()?;
+    Some((exhausted, message))
 }

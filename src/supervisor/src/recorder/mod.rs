@@ -605,7 +605,7 @@ impl Recorder {
             }
             self.answer_actions(channel);
             self.renew_trust(channel);
-            if let Some((reason, message)) = self.serve_steps(channel)
+            if let Some((reason, message)) = self.serve_steps(channel).or_else(|| self.exhausted())
                 && !stopped
             {
                 stopped = true;
@@ -646,6 +646,13 @@ impl Recorder {
             self.log.write(seen);
         }
         steps.due().filter(|_| self.started_at_ms.is_some())
+    }
+
+    /// The budget that the run has used up, if the gateway says so. It may name no other reason.
+    fn exhausted(&self) -> Option<(Reason, String)> {
+        let gateway = self.gateway.as_ref()?.as_ref().ok()?;
+        let told = gateway.exhausted()?;
+        Some((told.exhausted, told.message()?))
     }
 
     /// Asks for more actions once those that came have room in the log: while its pipe is stalled, the supervisor sends no

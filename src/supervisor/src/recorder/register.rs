@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentsandbox_api::gateway::{
-    GatewayAccess, PATH_TOKEN, PORT_REGISTER, REGISTER_MAX_BYTES, Register, Registered, StepCharge,
-    StepCharged, TOKEN_FILE,
+    BudgetExhausted, GatewayAccess, PATH_TOKEN, PORT_REGISTER, REGISTER_MAX_BYTES, Register, Registered,
+    StepCharge, StepCharged, TOKEN_FILE,
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -63,6 +63,7 @@ struct Shared {
     connection: Mutex<Option<TcpStream>>,
     /// Answers to charges that nobody has taken yet.
     charged: Mutex<Vec<StepCharged>>,
+    exhausted: Mutex<Option<BudgetExhausted>>,
 }
 
 /// A line of the gateway.
@@ -71,6 +72,7 @@ struct Shared {
 enum Line {
     Charged(StepCharged),
     Registered(Registered),
+    Exhausted(BudgetExhausted),
 }
 
 /// What one attempt needs.
@@ -144,6 +146,11 @@ impl Registration {
     pub fn charged(&self) -> Vec<StepCharged> {
         std::mem::take(&mut *lock(&self.shared.charged))
     }
+
+    /// The budget that the run has used up, if the gateway says so.
+    pub fn exhausted(&self) -> Option<BudgetExhausted> {
+        *lock(&self.shared.exhausted)
+    }
 }
 
 impl AsFd for Registration {
@@ -181,13 +188,18 @@ enum Outcome {
 /// Registers once, and stays connected while that holds.
 fn attempt(claim: &Claim, shared: &Shared, wake: &UnixStream) -> io::Result<Outcome> {
     let mut bound = false;
+    // Nobody listens any more once the run has ended; a full pipe wakes as well as a fuller one.
+    let told = || drop((&*wake).write(&[1]));
     let result = converse(claim, shared, |line| {
         let answer = match line {
             Line::Registered(answer) => answer,
             Line::Charged(charged) => {
                 lock(&shared.charged).push(charged);
-                let _ = (&*wake).write(&[1]);
-                return;
+                return told();
+            }
+            Line::Exhausted(exhausted) => {
+                *lock(&shared.exhausted) = Some(exhausted);
+                return told();
             }
         };
         let mut standing = lock(&shared.standing);
@@ -199,8 +211,7 @@ fn attempt(claim: &Claim, shared: &Shared, wake: &UnixStream) -> io::Result<Outc
         } else {
             standing.trouble.clone_from(&answer.message);
         }
-        // Nobody listens any more once the run has ended; a full pipe wakes as well as a fuller one.
-        let _ = (&*wake).write(&[1]);
+        told();
     });
     *lock(&shared.connection) = None;
     let mut standing = lock(&shared.standing);
@@ -301,6 +312,8 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::net::TcpListener;
+
+    use agentsandbox_api::reason::Reason;
 
     use super::*;
 
@@ -439,6 +452,24 @@ mod tests {
         answer(&mut connection, r#"{"bound":true,"ca":"new"}"#);
         let standing = eventually(&registration, |standing| standing.certificate.is_some());
         assert_eq!(standing.certificate.as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn that_a_budget_is_used_up_is_heard() {
+        let gateway = Gateway::new("exhausted");
+        let registration = gateway.register();
+        let (mut connection, _) = gateway.accept();
+        answer(&mut connection, r#"{"bound":true}"#);
+        answer(&mut connection, r#"{"exhausted":"TokenBudgetExceeded"}"#);
+        answer(&mut connection, r#"{"bound":true,"ca":"new"}"#);
+        eventually(&registration, |standing| standing.certificate.is_some());
+        let told = registration.exhausted().unwrap();
+        assert_eq!(told.exhausted, Reason::TokenBudgetExceeded);
+        assert!(told.message().unwrap().contains("limits.tokens"));
+        let other = BudgetExhausted {
+            exhausted: Reason::Completed,
+        };
+        assert_eq!(other.message(), None);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::sys;
 
 /// From the polite signal to the last one.
 const GRACE: Duration = Duration::from_secs(2);
+/// The same for who has used up a budget, and must be gone within 2 s.
+const BUDGET_GRACE: Duration = Duration::from_secs(1);
 /// A kernel that does not bound memory inside (gVisor) is helped from this share of the limit on, in percent.
 const MEMORY_GUARD_PERCENT: u64 = 95;
 
@@ -107,10 +109,15 @@ impl Run {
                 signal: libc::SIGTERM,
                 reason,
             });
+            let grace = if reason.budget().is_some() {
+                BUDGET_GRACE
+            } else {
+                GRACE
+            };
             self.ending = Some(Ending {
                 reason,
                 message,
-                kill_at: Instant::now() + GRACE,
+                kill_at: Instant::now() + grace,
                 killed: false,
             });
         }
