@@ -19,6 +19,8 @@ pub mod up;
 use std::path::PathBuf;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 pub use error::{Error, Result};
 pub use layout::{Layout, address, cache};
 pub use parts::END_ORDER as PARTS;
@@ -105,6 +107,16 @@ impl Cluster {
     /// Ends one part at once, as a crash would.
     pub fn stop(&self, part: &str) {
         up::stop(&self.layout, part);
+    }
+
+    /// Stops one part as it stands, until [`Self::resume`].
+    pub fn pause(&self, part: &str) {
+        up::signal(&self.layout, part, Signal::SIGSTOP);
+    }
+
+    /// Lets a part go on.
+    pub fn resume(&self, part: &str) {
+        up::signal(&self.layout, part, Signal::SIGCONT);
     }
 
     /// Starts one part (again).

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
 use crate::command::{exists, run};
@@ -268,6 +269,13 @@ fn base_images(programs: &Programs) -> Result<Vec<PathBuf>> {
 pub fn restart(layout: &Layout, part: &str) -> Result<()> {
     stop(layout, part);
     parts::start_part(layout, &Programs::find()?, part).map(|_| ())
+}
+
+/// Sends one part a signal.
+pub fn signal(layout: &Layout, part: &str, signal: Signal) {
+    if let Some(process) = process::find(layout, part) {
+        process.signal(signal);
+    }
 }
 
 /// Ends one part at once.

@@ -1,8 +1,8 @@
 //! Bounded reads of what another process passes to the kernel. Everything read is the adversary's.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::Range;
 
 use super::calls::Place;
 use super::sys;
@@ -15,7 +15,10 @@ const ARGV_MAX: usize = TEXT_MAX / 2;
 /// Most arguments of a program.
 const ARGUMENTS_MAX: usize = 256;
 /// Reads end at the end of a page: the next one may not be there.
-const PAGE: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = PAGE_BYTES as u64;
+/// So many pages are read ahead for one system call at most.
+const PAGES_MAX: usize = 32;
 /// Most texts are short.
 const FIRST_PIECE: usize = 256;
 const AT_FDCWD: i32 = libc::AT_FDCWD;
@@ -46,42 +49,53 @@ impl Memory for OfThread {
     }
 }
 
-/// Memory of which the beginnings of some texts were read in one go: each system call costs more than what it copies.
+/// Memory of which some pages were read before: a system call costs more than what it copies, and what a call's arguments
+/// lead to mostly lies together.
 pub struct Ahead<'a, M> {
     memory: &'a M,
-    /// Address and where in `bytes` it was read to.
-    pieces: Vec<(u64, Range<usize>)>,
-    bytes: Vec<u8>,
+    pages: RefCell<Vec<(u64, Box<[u8; PAGE_BYTES]>)>>,
 }
 
 impl<'a, M: Memory> Ahead<'a, M> {
-    /// Reads what is at these addresses; what can't be read is left to who wants it.
-    pub fn of(memory: &'a M, addresses: &[u64]) -> Self {
-        let wanted: Vec<_> = addresses
-            .iter()
-            .map(|address| (*address, to_page_end(*address).min(FIRST_PIECE)))
-            .collect();
-        let mut bytes = vec![0; wanted.iter().map(|(_, length)| length).sum()];
-        let read = memory.read_pieces(&wanted, &mut bytes).unwrap_or_default();
-        let mut end = 0;
-        let pieces = wanted.into_iter().map_while(|(address, length)| {
-            let begin = end;
-            end += length;
-            (end <= read).then_some((address, begin..end))
-        });
-        let pieces = pieces.collect();
+    /// Nothing was read yet.
+    pub fn of(memory: &'a M) -> Self {
         Self {
             memory,
-            pieces,
-            bytes,
+            pages: RefCell::default(),
         }
+    }
+
+    /// Reads the pages of these addresses in one go; what can't be read is left to who wants it.
+    pub fn read_ahead(&self, addresses: &[u64]) {
+        let mut pages = self.pages.borrow_mut();
+        let mut wanted: Vec<(u64, usize)> = Vec::new();
+        for page in addresses.iter().map(|address| address - address % PAGE) {
+            let is_known = pages.iter().any(|(known, _)| *known == page);
+            let is_wanted = wanted.iter().any(|(wanted, _)| *wanted == page);
+            if !is_known && !is_wanted && pages.len() + wanted.len() < PAGES_MAX {
+                wanted.push((page, PAGE_BYTES));
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let mut bytes = vec![0; wanted.len() * PAGE_BYTES];
+        let read = self.memory.read_pieces(&wanted, &mut bytes).unwrap_or_default();
+        let (whole, _) = bytes[..read].as_chunks();
+        let found = wanted.iter().zip(whole);
+        pages.extend(found.map(|((page, _), bytes)| (*page, Box::new(*bytes))));
     }
 }
 
 impl<M: Memory> Memory for Ahead<'_, M> {
     fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
-        let known = self.pieces.iter().find(|(begin, _)| *begin == address);
-        match known.and_then(|(_, range)| self.bytes[range.clone()].get(..into.len())) {
+        let pages = self.pages.borrow();
+        let page = pages.iter().find(|(page, _)| *page == address - address % PAGE);
+        let known = page.and_then(|(page, bytes)| {
+            let begin = usize::try_from(address - page).ok()?;
+            bytes[begin..].get(..into.len())
+        });
+        match known {
             Some(bytes) => {
                 into.copy_from_slice(bytes);
                 Ok(into.len())
@@ -120,7 +134,11 @@ pub fn text(memory: &impl Memory, address: u64, longest: usize) -> io::Result<Te
 }
 
 /// A vector of texts, at most so many bytes in all; and whether there was more.
-pub fn texts(memory: &impl Memory, address: u64, longest: usize) -> io::Result<(Vec<String>, bool)> {
+pub fn texts(
+    memory: &Ahead<'_, impl Memory>,
+    address: u64,
+    longest: usize,
+) -> io::Result<(Vec<String>, bool)> {
     let (mut found, mut room) = (Vec::new(), longest);
     if address == 0 {
         return Ok((found, false));
@@ -146,11 +164,8 @@ pub fn texts(memory: &impl Memory, address: u64, longest: usize) -> io::Result<(
         let addresses: Vec<u64> = addresses
             .map(|pointer| u64::from_ne_bytes(pointer.try_into().unwrap_or_default()))
             .collect();
-        let texts = addresses
-            .split(|address| *address == 0)
-            .next()
-            .unwrap_or_default();
-        let memory = Ahead::of(memory, texts);
+        let texts = addresses.split(|address| *address == 0).next();
+        memory.read_ahead(texts.unwrap_or_default());
         for address in &addresses {
             if *address == 0 {
                 return Ok((found, false));
@@ -158,7 +173,7 @@ pub fn texts(memory: &impl Memory, address: u64, longest: usize) -> io::Result<(
             if room == 0 {
                 return Ok((found, true));
             }
-            let text = text(&memory, *address, room)?;
+            let text = text(memory, *address, room)?;
             room -= text.bytes.len().min(room);
             // An empty argument takes room too, as there may be many.
             room = room.saturating_sub(1);
@@ -427,7 +442,7 @@ mod tests {
         let mut bytes: Vec<u8> = (0..10_000).flat_map(|_| 8192_u64.to_ne_bytes()).collect();
         bytes[..2].copy_from_slice(b"a\0");
         let vector = Fake { base: 8192, bytes };
-        let (found, cut) = texts(&vector, 8192 + 8, TEXT_MAX).unwrap();
+        let (found, cut) = texts(&Ahead::of(&vector), 8192 + 8, TEXT_MAX).unwrap();
         assert_eq!((found.len(), cut), (ARGUMENTS_MAX, true));
     }
 
@@ -441,19 +456,33 @@ mod tests {
             bytes,
         };
         let (first, across, missing, long) = (2 * PAGE, 3 * PAGE - 4, 9 * PAGE, 2 * PAGE + 100);
-        // What comes after a piece that can't be read is read when it is wanted.
+        let found = |text: io::Result<Text>| text.map(|text| (text.bytes, text.cut)).ok();
+        // What comes after a page that can't be read is read when it is wanted.
         for order in [[first, across, missing, long], [missing, long, across, first]] {
-            let ahead = Ahead::of(&memory, &order);
+            let ahead = Ahead::of(&memory);
+            ahead.read_ahead(&order);
             for address in order {
-                let found = |text: io::Result<Text>| text.map(|text| (text.bytes, text.cut)).ok();
                 assert_eq!(
                     found(text(&ahead, address, TEXT_MAX)),
                     found(text(&memory, address, TEXT_MAX))
                 );
             }
         }
-        let across = text(&Ahead::of(&memory, &[across]), across, TEXT_MAX).unwrap();
-        assert_eq!(across.bytes, b"acro");
+        let nothing = Fake {
+            base: 2 * PAGE,
+            bytes: Vec::new(),
+        };
+        let ahead = Ahead::of(&memory);
+        ahead.read_ahead(&[first]);
+        let kept = Ahead {
+            memory: &nothing,
+            pages: ahead.pages,
+        };
+        assert_eq!(
+            found(text(&kept, first, TEXT_MAX)),
+            Some((b"one".to_vec(), false))
+        );
+        assert!(text(&kept, across, TEXT_MAX).is_err());
     }
 
     #[test]
@@ -461,7 +490,7 @@ mod tests {
         let argument = c"--flag".as_ptr() as u64;
         let vector = [argument, argument, 0];
         let me = OfThread(sys::thread());
-        let (found, cut) = texts(&me, vector.as_ptr() as u64, TEXT_MAX).unwrap();
+        let (found, cut) = texts(&Ahead::of(&me), vector.as_ptr() as u64, TEXT_MAX).unwrap();
         assert_eq!(
             (found.as_slice(), cut),
             (["--flag".to_owned(), "--flag".to_owned()].as_slice(), false)
@@ -523,7 +552,7 @@ mod tests {
                 if let Ok(text) = text(&memory, address, longest) {
                     prop_assert!(text.bytes.len() <= longest);
                 }
-                if let Ok((found, _)) = texts(&memory, address, longest) {
+                if let Ok((found, _)) = texts(&Ahead::of(&memory), address, longest) {
                     prop_assert!(found.len() <= ARGUMENTS_MAX);
                 }
                 let _ = peer(&memory, address, at);

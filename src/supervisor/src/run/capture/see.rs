@@ -67,7 +67,8 @@ pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
         Kind::Absent => Ok(Sight::Nothing),
         Kind::Exec { place, argv } => {
             let argv = arguments[usize::from(argv)];
-            let memory = Ahead::of(memory, &[arguments[usize::from(place.path)], argv]);
+            let memory = Ahead::of(memory);
+            memory.read_ahead(&[arguments[usize::from(place.path)], argv]);
             let (path, path_cut) = read::path(&memory, call.thread, arguments, place, TEXT_MAX / 2)?;
             let room = TEXT_MAX - path.len().min(TEXT_MAX);
             let (argv, argv_cut) = read::texts(&memory, argv, room)?;
