@@ -153,9 +153,9 @@ fn text(check: &Check) -> String {
         Outcome::Failed => ("FAILED", AnsiColor::Red),
     };
     let style = Style::new().fg_color(Some(colour.into()));
-    let mut text = format!("{style}{word:<8}{style:#}{:<16}{}\n", check.what, check.found);
+    let mut text = format!("{style}{word:<8}{style:#}{:<17} {}\n", check.what, check.found);
     if let Some(advice) = &check.advice {
-        let _ = writeln!(text, "{:24}{advice}", "");
+        let _ = writeln!(text, "{:26}{advice}", "");
     }
     text
 }
@@ -163,6 +163,12 @@ fn text(check: &Check) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_names_do_not_run_into_what_was_found() {
+        let text = text(&Check::ok("policy with-a-long-name", "Ready"));
+        assert!(text.contains("with-a-long-name Ready"), "{text}");
+    }
 
     #[test]
     fn a_check_says_what_to_do() {
