@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 : "${CARGO_TARGET_DIR:=target}"
 missing=
 for package in squid mitmproxy; do
-    dpkg-query -W "$package" >/dev/null 2>&1 || missing="$missing $package"
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
 done
 if [ -n "$missing" ]; then
     echo "Installing Debian packages:$missing" >&2
