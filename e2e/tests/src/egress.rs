@@ -233,16 +233,14 @@ impl Harness {
         let log = self.log_of(sandbox, names::CONTAINER_RECORDER).await?;
         let audit = status.audit.clone().unwrap_or_default();
         let expected = Expected {
-            records: u64::try_from(audit.records).unwrap_or_default(),
+            records: audit.records.cast_unsigned(),
             head: audit.head.clone(),
         };
         let report = verify(&log, Some(&expected));
         assert!(report.broken.is_none(), "{sandbox}: {report:?}\n{status:?}");
         assert_eq!(audit.lost, 0, "{sandbox}");
-        Ok(log
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect())
+        let records: serde_json::Result<_> = log.lines().map(serde_json::from_str).collect();
+        Ok(records?)
     }
 
     /// Waits until a script has printed a text.

@@ -29,6 +29,7 @@ use self::writing::{Purpose, Stop, Writer, base};
 
 /// How long a request waits for others to be settled before it is refused for want of budget.
 const WAIT: Duration = Duration::from_secs(10);
+
 /// Sums of one gateway for one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Figures {
