@@ -22,6 +22,7 @@ async def main():
             result = await client.call_tool(tool, arguments)
             return bool(result.is_error), text_of(result)
 
+        assert client.server_info.name == "agentsandbox", client.server_info
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert set(tools) == {"run_command", "write_file", "read_file", "list_files"}, tools
         for tool in tools.values():
