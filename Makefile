@@ -39,7 +39,7 @@ deny: $(CARGO_DENY) ## Licences, sources and duplicates of dependencies
 	$(CARGO_DENY) --manifest-path fuzz/Cargo.toml --config deny.toml --all-features check bans licenses sources
 
 unit: ## Unit and property tests; generated files are current
-	cargo test --workspace --locked --exclude e2e --exclude e2e-bench
+	cargo test --workspace --locked --exclude e2e
 
 python: ## Format, types and unit tests of the Python client
 	clients/python/test.sh unit

@@ -83,12 +83,13 @@ fn answer(world: &World, query: &[u8], transport: &str) -> Option<Vec<u8>> {
         "dns",
         json!({"name": question.name, "type": question.kind, "transport": transport}),
     );
+    let answer_with = |code, records: &[_]| question.answer(code, world.dns_ttl, records);
     let answer = match meaning(world.network, &question.name, turn) {
         Meaning::Silence => return None,
-        Meaning::Failure => question.answer(SERVER_FAILURE, &[]),
-        Meaning::Foreign => question.answer(REFUSED, &[]),
-        Meaning::Nothing => question.answer(NAME_ERROR, &[]),
-        Meaning::Alias(name) => question.answer(NO_ERROR, &[(CNAME, encode_name(&name))]),
+        Meaning::Failure => answer_with(SERVER_FAILURE, &[]),
+        Meaning::Foreign => answer_with(REFUSED, &[]),
+        Meaning::Nothing => answer_with(NAME_ERROR, &[]),
+        Meaning::Alias(name) => answer_with(NO_ERROR, &[(CNAME, encode_name(&name))]),
         Meaning::Addresses(addresses) => {
             let records: Vec<(u16, Vec<u8>)> = addresses
                 .into_iter()
@@ -99,9 +100,9 @@ fn answer(world: &World, query: &[u8], transport: &str) -> Option<Vec<u8>> {
                 })
                 .collect();
             if question.kind == TXT {
-                question.answer(NO_ERROR, &[(TXT, b"\x07outside".to_vec())])
+                answer_with(NO_ERROR, &[(TXT, b"\x07outside".to_vec())])
             } else {
-                question.answer(NO_ERROR, &records)
+                answer_with(NO_ERROR, &records)
             }
         }
     };
@@ -146,7 +147,7 @@ impl<'a> Question<'a> {
         })
     }
 
-    fn answer(&self, code: u8, records: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    fn answer(&self, code: u8, ttl: u32, records: &[(u16, Vec<u8>)]) -> Vec<u8> {
         debug_assert_ne!(code, FORMAT_ERROR);
         let count = u8::try_from(records.len()).unwrap_or_default();
         // A response, authoritative; recursion is asked for as it was, and available.
@@ -156,10 +157,11 @@ impl<'a> Question<'a> {
         out.extend([0, 1, 0, count, 0, 0, 0, 0]);
         out.extend(self.bytes);
         for (kind, data) in records {
-            // The name is the question's; class IN; a TTL of 0, so that nothing between remembers.
+            // The name is the question's; class IN.
             out.extend([0xc0, 12]);
             out.extend(kind.to_be_bytes());
-            out.extend([0, 1, 0, 0, 0, 0]);
+            out.extend([0, 1]);
+            out.extend(ttl.to_be_bytes());
             out.extend(u16::try_from(data.len()).unwrap_or_default().to_be_bytes());
             out.extend(data);
         }
@@ -194,9 +196,10 @@ mod tests {
         let bytes = query("Api.Example.test", A);
         let question = Question::parse(&bytes).unwrap();
         assert_eq!((question.name.as_str(), question.kind), ("api.example.test", A));
-        let answer = question.answer(NO_ERROR, &[(A, vec![1, 2, 3, 4])]);
+        let answer = question.answer(NO_ERROR, 60, &[(A, vec![1, 2, 3, 4])]);
         assert_eq!(&answer[..4], &[0xab, 0xcd, 0x85, 0x80]);
-        assert_eq!(&answer[answer.len() - 4..], &[1, 2, 3, 4]);
+        // TTL, length and address.
+        assert_eq!(&answer[answer.len() - 10..], &[0, 0, 0, 60, 0, 4, 1, 2, 3, 4]);
     }
 
     #[test]

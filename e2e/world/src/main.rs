@@ -46,6 +46,9 @@ struct Cli {
     /// Port of DNS, UDP and TCP.
     #[arg(long, default_value_t = 53)]
     dns_port: u16,
+    /// Seconds that others may remember a name's addresses; by default nothing between remembers them.
+    #[arg(long, default_value_t = 0)]
+    dns_ttl: u32,
     /// Ports of plain HTTP, comma-separated.
     #[arg(long, default_value = "80,9000", value_delimiter = ',')]
     http_ports: Vec<u16>,
@@ -62,6 +65,7 @@ pub struct World {
     journal: Journal,
     authority: Authority,
     network: names::Network,
+    dns_ttl: u32,
     git: PathBuf,
     packages: Packages,
 }
@@ -99,6 +103,7 @@ async fn play(cli: Cli) -> Result<(), authority::Error> {
         journal: Journal::default(),
         authority: Authority::create()?,
         network: cli.public,
+        dns_ttl: cli.dns_ttl,
         git: cli.git,
         packages: Packages::create()?,
     });

@@ -43,10 +43,10 @@ enum Action {
         #[arg(long)]
         world: PathBuf,
         /// Milliseconds of each measurement.
-        #[arg(long, default_value_t = 1500)]
+        #[arg(long, default_value_t = 1000)]
         millis: u64,
         /// How often each is repeated; medians count.
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 9)]
         rounds: usize,
         /// Bytes of the large body.
         #[arg(long, default_value_t = 1 << 30)]
@@ -160,17 +160,16 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
     let processors = Processors::of_this()?;
     let paced = CONNECTIONS.into_iter().filter(|count| queues(*count)).count();
     let mut progress = Progress::of(plan.rounds * (CONNECTIONS.len() + paced + 2));
-    // All take turns in each round, so that what else the machine does meets all of them.
-    for _ in 0..plan.rounds {
-        saturate(plan, &world, &mut subjects, &processors, &mut progress).await?;
-        offer_the_same(plan, &mut subjects, &mut progress).await?;
+    for round in 0..plan.rounds {
+        saturate(plan, round, &world, &mut subjects, &processors, &mut progress).await?;
+        offer_the_same(plan, round, &mut subjects, &mut progress).await?;
         progress.step();
-        for subject in &mut subjects {
+        for subject in in_turn(&mut subjects, round) {
             let found = subject.client.fresh(subject.host, FRESH, plan.time).await?;
             subject.row.fresh.push(found);
         }
         progress.step();
-        for subject in &mut subjects {
+        for subject in in_turn(&mut subjects, round) {
             subject
                 .row
                 .large
@@ -191,9 +190,23 @@ async fn compare(work: &Path, world: &Path, plan: &Plan) -> Result<Report, Error
     Ok(Report { rows })
 }
 
+/// All of them, one after the other in each round, so that what else the machine does meets all of them; in every other
+/// round the last comes first, so that nobody's place is the better one.
+fn in_turn(subjects: &mut [Subject], round: usize) -> impl Iterator<Item = &mut Subject> {
+    let mut left = subjects.iter_mut();
+    std::iter::from_fn(move || {
+        if round.is_multiple_of(2) {
+            left.next()
+        } else {
+            left.next_back()
+        }
+    })
+}
+
 /// One round of kept connections that never pause.
 async fn saturate(
     plan: &Plan,
+    round: usize,
     world: &World,
     subjects: &mut [Subject],
     processors: &Processors,
@@ -203,18 +216,18 @@ async fn saturate(
         progress.step();
         // One request at a time needs one processor. On several, each hand-over from process to process waits until an
         // idle one has woken up, which on a virtual machine takes longer than the work that is measured.
-        let in_turn = !queues(connections);
-        if in_turn {
+        let alone = !queues(connections);
+        if alone {
             run_on(world, subjects, &processors.one)?;
         }
-        for subject in &mut *subjects {
+        for subject in in_turn(subjects, round) {
             let found = subject
                 .client
                 .kept(subject.host, connections, Duration::ZERO, plan.time)
                 .await?;
             subject.row.kept[index].saturated.push(found);
         }
-        if in_turn {
+        if alone {
             run_on(world, subjects, &processors.all)?;
         }
     }
@@ -222,7 +235,12 @@ async fn saturate(
 }
 
 /// One round of kept connections that pause, so that all proxies of a mode are under the same load.
-async fn offer_the_same(plan: &Plan, subjects: &mut [Subject], progress: &mut Progress) -> Result<(), Error> {
+async fn offer_the_same(
+    plan: &Plan,
+    round: usize,
+    subjects: &mut [Subject],
+    progress: &mut Progress,
+) -> Result<(), Error> {
     for (index, connections) in CONNECTIONS.into_iter().enumerate() {
         if !queues(connections) {
             continue;
@@ -230,7 +248,7 @@ async fn offer_the_same(plan: &Plan, subjects: &mut [Subject], progress: &mut Pr
         progress.step();
         let through = think(subjects, false, index)?;
         let inspecting = think(subjects, true, index)?;
-        for subject in &mut *subjects {
+        for subject in in_turn(subjects, round) {
             let think = if subject.row.inspecting {
                 inspecting
             } else {

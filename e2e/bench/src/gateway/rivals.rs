@@ -59,6 +59,8 @@ impl World {
             .arg(&authority_file)
             .arg("--git")
             .arg(work.join("git"))
+            // squid remembers addresses for a minute at least; all proxies may.
+            .args(["--dns-ttl", "60"])
             .stdout(Stdio::null())
             .stderr(File::create(work.join("world.log"))?)
             .spawn()?;
