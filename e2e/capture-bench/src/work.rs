@@ -13,7 +13,7 @@ use crate::Error;
 /// Where the work is done; a file system in memory, so that no disk disturbs.
 const FOLDER: &str = "/tmp/work";
 /// Programs executed, files opened for reading, files written.
-const EXECS: usize = 500;
+const EXECS: usize = 200;
 const READS: usize = 100_000;
 const WRITES: usize = 20_000;
 /// Sources compiled: each compilation executes three programs and reads some hundred files.
