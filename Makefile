@@ -77,4 +77,4 @@ cluster:
 	$(CLUSTER) build
 
 $(CARGO_DENY):
-	cargo install --locked $(QUIET) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)
+	cargo install --debug --locked $(QUIET) --root $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION) cargo-deny@$(CARGO_DENY_VERSION)

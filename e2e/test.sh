@@ -17,20 +17,14 @@ e2e/install.sh "$AGENTSANDBOX_CLUSTER"
     IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=40 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 \
     GATEWAY_CPU_MILLIS=20 >/dev/null
 "$cluster" --name "$AGENTSANDBOX_CLUSTER" kubectl -n agentsandbox-system rollout status deployment/agentsandbox-operator --timeout=120s
-# Sandboxes of the egress tests run whole package managers and SDKs: on two processors no more than two fit.
-egress='budgets docs egress egress_credentials egress_live egress_refused models'
-pairs='' others='--lib --bins'
-for file in e2e/tests/tests/*.rs; do
-    test=$(basename "$file" .rs)
-    case " $egress " in
-    *" $test "*) pairs="$pairs --test $test" ;;
-    *) others="$others --test $test" ;;
-    esac
-done
 failed=0
-# shellcheck disable=SC2086 # lists of words
-{
-    cargo test --locked -p e2e --no-fail-fast $others -- --show-output --test-threads="${E2E_THREADS:-4}" "$@" || failed=1
-    cargo test --locked -p e2e --no-fail-fast $pairs -- --show-output --test-threads=2 "$@" || failed=1
+run() { # GROUP THREADS TEST…; the documentation of a group says why it has so many threads
+    group=$1 threads=$2
+    shift 2
+    # shellcheck disable=SC2086 # a list of words
+    cargo test --locked -p e2e --no-fail-fast $group -- --show-output --test-threads="$threads" "$@" || failed=1
 }
+run '--lib --bins --test together' "${E2E_THREADS:-4}" "$@"
+run '--test pairs' 2 "$@"
+run '--test alone' 1 "$@"
 exit $failed

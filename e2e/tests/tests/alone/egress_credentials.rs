@@ -1,5 +1,4 @@
 //! Credentials: added on the way out, never to be seen from inside, for the run that may use them and for no other.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,10 +10,6 @@ use e2e::harness::{name_of, repository};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{DeleteParams, ListParams, LogParams};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
-
-/// One of these tests decides which address the next pod gets: one at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 const VALUE: &str = "s3cr3t-value-of-the-gateway";
 /// Parts of it, and what it looks like encoded: none may be seen either.
@@ -120,7 +115,6 @@ fn word_after(log: &str, word: &str) -> String {
 
 #[tokio::test]
 async fn a_credential_goes_to_its_host_and_is_seen_nowhere_else() {
-    let _alone = ALONE.lock().await;
     let harness = namespace("credentials").await;
     let journal = Journal::open(&harness);
     harness
@@ -247,7 +241,6 @@ async fn check_inside(harness: &Harness, run: &Run) {
 
 #[tokio::test]
 async fn a_rotated_secret_is_used_without_a_restart() {
-    let _alone = ALONE.lock().await;
     let harness = namespace("rotation").await;
     harness
         .start_script("rotation", "rotation.py", &[], json!({}))
@@ -389,7 +382,6 @@ async fn forged_pod(harness: &Harness, token: &str) -> Value {
 
 #[tokio::test]
 async fn an_address_that_a_run_has_left_is_nobodys() {
-    let _alone = ALONE.lock().await;
     let harness = namespace("stale").await;
     harness
         .start_script("first", "wait.py", &["1"], json!({"ttlSecondsAfterFinished": 0}))

@@ -1,5 +1,4 @@
 //! `kubectl sandbox`, as a user calls it.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::path::PathBuf;
 use std::process::Output;

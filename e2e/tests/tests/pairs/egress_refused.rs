@@ -1,6 +1,5 @@
 //! What must be refused, tried for real from inside sandboxes: one sandbox per theme, with many attempts each. A row of
 //! a table is an attempt and what it may come to; what got out would stand in the journal of the outside world.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use e2e::Harness;
 use e2e::egress::{Journal, Run, policy};

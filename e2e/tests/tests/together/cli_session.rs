@@ -1,5 +1,4 @@
 //! `kubectl sandbox` in a session: steps, files, its page and its log.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::Write;
 use std::process::Stdio;

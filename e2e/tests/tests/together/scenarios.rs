@@ -1,5 +1,4 @@
 //! Every scenario of the demo, from the same manifest, with its exact status.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use agentsandbox_api::condition::types;
 use agentsandbox_api::sandbox::{AgentSandbox, Phase};

@@ -1,5 +1,4 @@
 //! Budgets: spent in parallel, across gateways that die, and by many runs of one policy; never more than there is.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
@@ -9,10 +8,7 @@ use e2e::egress::{Journal, SDK_IMAGE, policy};
 use e2e::steps::Session;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 
-/// One of these tests takes the gateway away, all of them keep the machine busy: one at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
 /// Tokens of one request of `burn.py`.
 const COST: i64 = 50;
 /// What the gateway reserves for one of them is less: the bytes of its body and what it may write.
@@ -42,7 +38,6 @@ fn count(number: usize) -> i64 {
 
 #[tokio::test]
 async fn tokens_burned_in_parallel_end_the_run_at_the_exact_count() {
-    let _alone = ALONE.lock().await;
     for how in ["chat", "stream"] {
         let (harness, host) = namespace(&format!("burn-{how}"), json!({})).await;
         let journal = Journal::open(&harness);
@@ -80,7 +75,6 @@ async fn tokens_burned_in_parallel_end_the_run_at_the_exact_count() {
 
 #[tokio::test]
 async fn each_budget_ends_the_run_with_its_own_reason() {
-    let _alone = ALONE.lock().await;
     let (harness, host) = namespace("each-budget", json!({})).await;
     for (name, limits, reason) in [
         (
@@ -147,7 +141,6 @@ async fn session(harness: &Harness, name: &str, steps: u32) -> Session {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sessions_steps_and_model_requests_spend_one_budget() {
-    let _alone = ALONE.lock().await;
     for (runtime, minimum) in [("gvisor", "UserspaceKernel"), ("runc", "Container")] {
         let isolation = json!({"isolation": {"runtimeClassName": runtime, "minimum": minimum}});
         let (harness, host) = namespace(&format!("session-{runtime}"), isolation).await;
@@ -242,7 +235,6 @@ async fn a_sessions_steps_and_model_requests_spend_one_budget() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_killed_gives_a_session_no_step_back() {
     const LIMIT: i64 = 20;
-    let _alone = ALONE.lock().await;
     let (harness, _) = namespace("session-killed", json!({})).await;
     let steps = session(&harness, "killed", 20).await;
     let (mut taken, mut unavailable) = (0, 0);
@@ -282,7 +274,6 @@ async fn a_gateway_that_is_killed_gives_a_session_no_step_back() {
 
 #[tokio::test]
 async fn an_exhausted_budget_ends_the_run_within_two_seconds() {
-    let _alone = ALONE.lock().await;
     let (harness, host) = namespace("two-seconds", json!({})).await;
     let arguments = ["chat", host.as_str(), "1", "12", "60"];
     harness
@@ -337,7 +328,6 @@ async fn a_gateway_that_is_killed_resets_no_budget() {
     const IDLE: [&str; 2] = ["idle-1", "idle-2"];
     /// What all crashes may cost at most.
     const LOST: i64 = (KILLS + 1) * (LIMIT / 100 + THREADS * RESERVATION);
-    let _alone = ALONE.lock().await;
     let (harness, host) = namespace("killed", json!({})).await;
     // A new gateway takes seconds to serve; twenty of them take longer than a run has by default.
     let more =
@@ -406,7 +396,6 @@ async fn a_gateway_that_is_killed_resets_no_budget() {
 
 #[tokio::test]
 async fn all_runs_of_a_policy_share_its_quota() {
-    let _alone = ALONE.lock().await;
     let (harness, host) = namespace("quota", json!({"quota": {"tokens": 2000}})).await;
     let journal = Journal::open(&harness);
     let arguments = ["chat", host.as_str(), "2", "40"];

@@ -1,6 +1,5 @@
 //! The operator for one namespace, with rights in this one only. The last of the tests: it takes the operator of the
 //! others away for a while.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,5 +1,6 @@
 //! Good and bad objects against the real API server, with the exact messages.
-#![allow(clippy::unwrap_used, clippy::too_many_lines, missing_docs)] // the table is one
+
+#![allow(clippy::too_many_lines)] // the table is one
 
 use e2e::Harness;
 use serde_json::{Value, json};

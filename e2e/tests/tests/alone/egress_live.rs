@@ -1,5 +1,4 @@
 //! What changes while sandboxes use the gateway: policies, neighbours, the gateway itself; and the log of it all.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
 
@@ -11,10 +10,6 @@ use e2e::egress::policy;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
-
-/// These tests measure, or take the gateway away: one at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn roads() -> Value {
     json!([
@@ -39,7 +34,6 @@ const TUNNELS: [&str; 6] = [
 
 #[tokio::test]
 async fn what_a_tightened_policy_no_longer_allows_is_closed() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("tightened").await.unwrap();
     harness
         .policy("default", policy(&roads(), &json!([]), json!({})))
@@ -82,7 +76,6 @@ async fn what_a_tightened_policy_no_longer_allows_is_closed() {
 
 #[tokio::test]
 async fn a_deleted_policy_ends_its_runs_and_its_gateway() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("deleted").await.unwrap();
     harness
         .policy("default", policy(&roads(), &json!([]), json!({})))
@@ -111,7 +104,6 @@ async fn a_deleted_policy_ends_its_runs_and_its_gateway() {
 
 #[tokio::test]
 async fn a_neighbour_that_takes_everything_does_not_starve_the_others() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("neighbour").await.unwrap();
     harness
         .policy("default", policy(&roads(), &json!([]), json!({})))
@@ -186,7 +178,6 @@ fn records_of<'a>(log: &'a str, sandbox: &str) -> Vec<(&'a str, Value)> {
 
 #[tokio::test]
 async fn each_decision_is_one_record_of_a_chain_whose_head_stands_in_status() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("records").await.unwrap();
     harness
         .policy("default", policy(&roads(), &json!([]), json!({})))

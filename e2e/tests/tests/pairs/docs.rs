@@ -1,5 +1,4 @@
 //! What the docs show is taken as it stands.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::Write;
 use std::process::Stdio;

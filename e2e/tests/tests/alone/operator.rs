@@ -1,5 +1,4 @@
 //! The operator itself: killed at every phase of a run, and counted in what it writes.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
 
@@ -13,10 +12,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
-
-/// These tests end the operator that the others need, or count what it writes: one at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// Ends every replica at once, as a crash of its node would.
 async fn kill_operator(harness: &Harness) {
@@ -35,7 +30,6 @@ async fn kill_operator(harness: &Harness) {
 
 #[tokio::test]
 async fn a_run_ends_the_same_whenever_the_operator_is_killed() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("crash").await.unwrap();
     harness.usual_policies().await.unwrap();
     let command = json!([
@@ -140,7 +134,6 @@ fn operator_writes(harness: &Harness) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_run_costs_at_most_six_writes() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("writes").await.unwrap();
     harness.usual_policies().await.unwrap();
     // A pod that is kept for a while costs one write more, when it goes: the mark that it was removed. A run that ends
@@ -217,7 +210,6 @@ async fn the_operator_never_writes_spec_or_metadata_of_a_users_object() {
 /// again during the run; here nobody else is there to see it.
 #[tokio::test]
 async fn a_network_that_opens_during_a_run_is_seen_from_inside() {
-    let _alone = ALONE.lock().await;
     let harness = Harness::start("opening").await.unwrap();
     harness.usual_policies().await.unwrap();
     for policy in ["runc", "gvisor"] {

@@ -1,5 +1,4 @@
 //! The Rust client, on the real cluster.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::time::Duration;
 

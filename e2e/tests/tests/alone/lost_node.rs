@@ -1,5 +1,4 @@
 //! A node whose kubelet is dead reports nothing: the operator's own clock ends the run.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use agentsandbox_api::reason::Reason;
 use e2e::Harness;

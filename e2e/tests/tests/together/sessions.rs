@@ -1,5 +1,4 @@
 //! Sessions and their steps, on runc and gVisor.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use agentsandbox_api::condition::types;
 use agentsandbox_api::reason::Reason;

@@ -1,5 +1,4 @@
 //! The NetworkPolicy engine of the cluster, without which nothing else about the network would prove anything.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use e2e::Harness;
 use e2e::harness::name_of;

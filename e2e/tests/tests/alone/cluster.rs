@@ -1,5 +1,4 @@
 //! The cluster itself: two side by side, one of them killed and started again, and nothing left of it.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,4 @@
 //! `kubectl sandbox mcp`, as an agent's host uses it: by the protocol's official client.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

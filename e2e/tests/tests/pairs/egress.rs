@@ -1,5 +1,4 @@
 //! Programs that know nothing of the gateway reach what their policy allows.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::EgressDenial;

@@ -1,13 +1,8 @@
 //! Models: what a provider must not be used for, where requests are routed, and what each costs.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use e2e::Harness;
 use e2e::egress::{Journal, header, policy};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
-
-/// These tests count what reaches the same hosts: one at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn openai(host: &str, allow: &[&str], more: Value) -> Value {
     let mut rule = json!({
@@ -49,7 +44,6 @@ async fn namespace(test: &str, models: Value, more: Value) -> Harness {
 
 #[tokio::test]
 async fn a_providers_other_doors_stay_shut() {
-    let _alone = ALONE.lock().await;
     let models = json!([
         openai("openai.models.test", &["tiny"], json!({})),
         {"provider": "Anthropic", "host": "anthropic.models.test", "allow": ["small"],
@@ -117,7 +111,6 @@ async fn a_providers_other_doors_stay_shut() {
 
 #[tokio::test]
 async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
-    let _alone = ALONE.lock().await;
     let odd = [
         "no-usage",
         "negative-usage",
@@ -207,7 +200,6 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
 
 #[tokio::test]
 async fn requests_are_routed_and_fall_back() {
-    let _alone = ALONE.lock().await;
     let target = |host: &str| json!({"host": host, "model": "small", "credential": {"secretRef": {"name": "openai", "key": "key"}}});
     let models = json!([
         {"provider": "OpenAI", "host": "openai.models.test", "allow": ["routed"], "route": target("spare.models.test")},

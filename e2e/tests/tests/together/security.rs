@@ -1,5 +1,4 @@
 //! Attacks from inside a sandbox and from beside it. Each names the rule that it tries to break.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use agentsandbox_api::condition::types;
 use agentsandbox_api::reason::Reason;

@@ -1,5 +1,4 @@
 //! Life of a run beside the scenarios: waiting, stopping, running again, policies that change, quotas, bad input.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,5 +1,4 @@
 //! The Python client: its own tests, on the real cluster.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::process::Command;
 

@@ -1,5 +1,4 @@
 //! The action log of real runs: what it tells, what it leaves out, and who tries to escape it.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use agentsandbox_api::action::Means;
 use agentsandbox_api::names;
