@@ -1,9 +1,11 @@
-//! What the capture of actions costs a command: the same work with the supervisor and without it takes turns, in
-//! namespaces of its own. This program plays the recorder, and chains and writes what it hears as that does.
+//! What the capture of actions costs a command: the same work under a supervisor that captures, under one that can't, and
+//! under none takes turns, in namespaces of its own. This program plays the recorder, and chains and writes what it hears
+//! as that does.
 //!
 //! Run by `make bench-capture`; by hand as root: `capture-bench --supervisor FILE`.
 
 mod recorder;
+mod uncaptured;
 mod work;
 
 use std::path::PathBuf;
@@ -20,15 +22,18 @@ struct Cli {
     /// The static supervisor.
     #[arg(long)]
     supervisor: Option<PathBuf>,
-    /// Pairs of each kind of work.
+    /// Rounds of each kind of work.
     #[arg(long, default_value_t = 25)]
-    pairs: usize,
+    rounds: usize,
     /// Only this kind of work.
     #[arg(long)]
     only: Option<Work>,
     /// Only do this work, and print how long it took, in nanoseconds.
     #[arg(long, hide = true)]
     work: Option<Work>,
+    /// Become the supervisor, where nothing can be captured.
+    #[arg(long, hide = true)]
+    uncaptured: bool,
     /// Go on executing.
     #[arg(long, hide = true)]
     chain: Option<Chain>,
@@ -46,8 +51,9 @@ fn main() -> ExitCode {
     let done = match (&cli.work, &cli.supervisor) {
         _ if let Some(chain) = cli.chain => chain.go_on().map(say),
         (Some(work), _) => work.run().map(say),
-        (None, Some(supervisor)) if cli.inside => recorder::compare(supervisor, cli.pairs, cli.only),
-        (None, Some(supervisor)) => in_namespaces(supervisor, cli.pairs, cli.only),
+        (None, Some(supervisor)) if cli.uncaptured => uncaptured::supervise(supervisor),
+        (None, Some(supervisor)) if cli.inside => recorder::compare(supervisor, cli.rounds, cli.only),
+        (None, Some(supervisor)) => in_namespaces(supervisor, cli.rounds, cli.only),
         (None, None) => Err("--supervisor is missing".into()),
     };
     match done {
@@ -60,12 +66,12 @@ fn main() -> ExitCode {
 }
 
 /// Namespaces can't be changed for a thread alone, so the measuring is a process of its own.
-fn in_namespaces(supervisor: &std::path::Path, pairs: usize, only: Option<Work>) -> Result<(), Error> {
+fn in_namespaces(supervisor: &std::path::Path, rounds: usize, only: Option<Work>) -> Result<(), Error> {
     let status = Command::new("unshare")
         .args(["--net", "--mount", "--", "sh", "-c", SCRATCH])
         .arg(std::env::current_exe()?)
         .args(only.iter().flat_map(|work| ["--only", work.name()]))
-        .args(["--inside", "--pairs", &pairs.to_string(), "--supervisor"])
+        .args(["--inside", "--rounds", &rounds.to_string(), "--supervisor"])
         .arg(supervisor)
         .stdin(Stdio::null())
         .status()?;

@@ -24,61 +24,99 @@ struct Supervised {
     records: usize,
 }
 
-/// Each kind of work with and without the supervisor, in turns; prints a line for each.
+/// How a kind of work is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    /// Under a supervisor that captures.
+    Captured,
+    /// Under one that can't, and does all else.
+    Uncaptured,
+    /// Under none.
+    Alone,
+}
+
+/// Each kind of work in all ways, in turns; prints a line for each.
 ///
-/// What an operation costs more is told twice: as the median of the differences of all pairs, which is what it was here and
-/// now, and as the difference of the fastest run of each kind, which other work on the machine disturbed least.
-pub fn compare(supervisor: &Path, pairs: usize, only: Option<Work>) -> Result<(), Error> {
+/// What an operation costs more is told twice: as the median of the differences of all rounds, which is what it was here
+/// and now, and as the difference of the fastest run of each way, which other work on the machine disturbed least.
+pub fn compare(supervisor: &Path, rounds: usize, only: Option<Work>) -> Result<(), Error> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, names::PORT_CONTROL))?;
     println!(
-        "{:<7} {:>11} {:>11} {:>8} {:>14} {:>14} {:>9}  CAPTURED BY",
-        "WORK", "WITH ms", "WITHOUT ms", "RATIO", "PER OPERATION", "UNDISTURBED", "RECORDS"
+        "{:40}{:^37}{:^15}\n{:<7} {:>11} {:>11} {:>8} {:>14} {:>14} {:>16} {:>9}  CAPTURED BY",
+        "",
+        "CAPTURE, PER OPERATION",
+        "SUPERVISION",
+        "WORK",
+        "WITH ms",
+        "WITHOUT ms",
+        "RATIO",
+        "MEDIAN",
+        "UNDISTURBED",
+        "PER OPERATION",
+        "RECORDS"
     );
     for work in Work::ALL
         .into_iter()
         .filter(|work| only.is_none_or(|only| only == *work))
     {
-        let (mut with, mut without, mut ratios, mut more) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut last = None;
-        for pair in 0..=pairs {
-            // By turns one or the other goes first, so that nobody's place is the better one.
-            let before = (pair % 2 == 0).then(|| alone(work)).transpose()?;
-            let supervised = supervised(supervisor, work, &listener)?;
-            let alone = before.map_or_else(|| alone(work), Ok)?;
-            // The first pair reads files from disk.
-            if pair > 0 {
-                ratios.push(supervised.nanos / alone);
-                more.push(supervised.nanos - alone);
-                with.push(supervised.nanos);
-                without.push(alone);
+        let mut took: BTreeMap<Way, Vec<f64>> = BTreeMap::new();
+        let (mut records, mut means) = (0, Means::None);
+        for round in 0..=rounds * work.runs() {
+            let mut ways = [Way::Captured, Way::Uncaptured, Way::Alone];
+            // By turns each goes first, so that nobody's place is the better one.
+            ways.rotate_left(round % 3);
+            for way in ways {
+                let nanos = if way == Way::Alone {
+                    alone(work)?
+                } else {
+                    let run = supervised(supervisor, way, work, &listener)?;
+                    if (run.means == Means::None) != (way == Way::Uncaptured) {
+                        return Err(format!("{way:?}: captured by {:?}", run.means).into());
+                    }
+                    if way == Way::Captured {
+                        (records, means) = (run.records, run.means);
+                    }
+                    run.nanos
+                };
+                // The first round reads files from disk.
+                if round > 0 {
+                    took.entry(way).or_default().push(nanos);
+                }
             }
-            last = Some(supervised);
         }
-        let Some(last) = last else { continue };
         let operations = f64::from(u32::try_from(work.operations())?);
+        let of = |way| took.get(&way).map(Vec::as_slice).unwrap_or_default();
+        let (with, without, alone) = (of(Way::Captured), of(Way::Uncaptured), of(Way::Alone));
+        let pairs = |one: &[f64], other: &[f64], figure: fn(f64, f64) -> f64| {
+            median(one.iter().zip(other).map(|(one, other)| figure(*one, *other)))
+        };
+        let micros = |nanos: f64| nanos / operations / 1e3;
         println!(
-            "{:<7} {:>11.1} {:>11.1} {:>8.3} {:>11.2} µs {:>11.2} µs {:>9}  {:?}",
+            "{:<7} {:>11.1} {:>11.1} {:>8.3} {:>11.2} µs {:>11.2} µs {:>13.2} µs {:>9}  {means:?}",
             work.name(),
-            median(&mut with) / 1e6,
-            median(&mut without) / 1e6,
-            median(&mut ratios),
-            median(&mut more) / operations / 1e3,
-            (fastest(&with) - fastest(&without)) / operations / 1e3,
-            last.records,
-            last.means
+            median(with.iter().copied()) / 1e6,
+            median(without.iter().copied()) / 1e6,
+            pairs(with, without, |with, without| with / without),
+            micros(pairs(with, without, |with, without| with - without)),
+            micros(fastest(with) - fastest(without)),
+            micros(pairs(without, alone, |without, alone| without - alone)),
+            records,
         );
     }
     Ok(())
 }
 
-fn supervised(supervisor: &Path, work: Work, listener: &TcpListener) -> Result<Supervised, Error> {
-    let child = Command::new("unshare")
-        .args(["--pid", "--fork", "--mount-proc", "--"])
-        .arg(supervisor)
-        .arg("run")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
+fn supervised(supervisor: &Path, way: Way, work: Work, listener: &TcpListener) -> Result<Supervised, Error> {
+    let mut command = isolated();
+    if way == Way::Uncaptured {
+        command
+            .arg(std::env::current_exe()?)
+            .args(["--uncaptured", "--supervisor"])
+            .arg(supervisor);
+    } else {
+        command.arg(supervisor).arg("run");
+    }
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let (mut connection, _) = listener.accept()?;
     let mut lines = BufReader::new(connection.try_clone()?).lines();
     let mut hear = || -> Result<FromSupervisor, Error> {
@@ -90,7 +128,7 @@ fn supervised(supervisor: &Path, work: Work, listener: &TcpListener) -> Result<S
     let FromSupervisor::Capture(capture) = hear()? else {
         return Err("the supervisor does not say what it captures".into());
     };
-    let mut go = serde_json::to_vec(&FromRecorder::Go(Box::new(command(work)?)))?;
+    let mut go = serde_json::to_vec(&FromRecorder::Go(Box::new(order(work)?)))?;
     go.push(b'\n');
     connection.write_all(&go)?;
     let mut taken = serde_json::to_vec(&FromRecorder::Taken { messages: 1 })?;
@@ -123,11 +161,16 @@ fn supervised(supervisor: &Path, work: Work, listener: &TcpListener) -> Result<S
     })
 }
 
+/// A process namespace of its own; what it starts is still to be said.
+fn isolated() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--"]);
+    command
+}
+
 fn alone(work: Work) -> Result<f64, Error> {
-    let argv = argv(work)?;
-    let child = Command::new("unshare")
-        .args(["--pid", "--fork", "--mount-proc", "--"])
-        .args(argv)
+    let child = isolated()
+        .args(argv(work)?)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -139,7 +182,7 @@ fn argv(work: Work) -> Result<Vec<String>, Error> {
     Ok(vec![program, "--work".to_owned(), work.name().to_owned()])
 }
 
-fn command(work: Work) -> Result<CommandSpec, Error> {
+fn order(work: Work) -> Result<CommandSpec, Error> {
     Ok(CommandSpec {
         argv: argv(work)?,
         session: false,
@@ -170,7 +213,8 @@ fn said(mut child: Child) -> Result<f64, Error> {
     Ok(text.trim().parse()?)
 }
 
-fn median(values: &mut [f64]) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -12,8 +12,10 @@ use crate::Error;
 
 /// Where the work is done; a file system in memory, so that no disk disturbs.
 const FOLDER: &str = "/tmp/work";
-/// Programs executed, files opened for reading, files written.
-const EXECS: usize = 200;
+/// Programs executed in place of one another: few, so that what else happens on the machine disturbs few of many runs.
+const EXECS: usize = 40;
+/// Processes started, files opened for reading, files written.
+const PROCESSES: usize = 200;
 const READS: usize = 100_000;
 const WRITES: usize = 20_000;
 /// Sources compiled: each compilation executes three programs and reads some hundred files.
@@ -53,9 +55,18 @@ impl Work {
     pub fn operations(self) -> usize {
         match self {
             Self::Build => SOURCES,
-            Self::Exec | Self::Process => EXECS,
+            Self::Exec => EXECS,
+            Self::Process => PROCESSES,
             Self::Read => READS,
             Self::Write => WRITES,
+        }
+    }
+
+    /// How often it is done in a round.
+    pub fn runs(self) -> usize {
+        match self {
+            Self::Exec => 5,
+            _ => 1,
         }
     }
 

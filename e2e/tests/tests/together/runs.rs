@@ -564,7 +564,8 @@ async fn names_at_their_longest_work() {
     harness
         .policy(
             &policy,
-            json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}, "quota": {"sandboxes": 1}}),
+            json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}, "quota": {"sandboxes": 1},
+                "defaults": {"resources": {"cpu": "200m"}}}),
         )
         .await
         .unwrap();

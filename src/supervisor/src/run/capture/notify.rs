@@ -110,7 +110,10 @@ impl Notifier<'_> {
             number: notification.number,
             arguments: &notification.arguments,
             thread,
-            process: read::process_of(thread),
+            // Who had claimed an exec and is still there is a process.
+            process: executed
+                .as_ref()
+                .map_or_else(|| read::process_of(thread), |_| thread),
         };
         let refuse = match see::look(&OfThread(thread), &call) {
             Ok(Sight::Seen(actions)) => {
