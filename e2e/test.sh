@@ -14,7 +14,7 @@ cargo build --locked -q -p kubectl-sandbox
 e2e/install.sh "$AGENTSANDBOX_CLUSTER"
 # Shorter bounds where a test waits for one.
 "$cluster" --name "$AGENTSANDBOX_CLUSTER" kubectl -n agentsandbox-system set env deployment/agentsandbox-operator \
-    IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=100 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 \
+    IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=60 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 \
     GATEWAY_CPU_MILLIS=20 >/dev/null
 "$cluster" --name "$AGENTSANDBOX_CLUSTER" kubectl -n agentsandbox-system rollout status deployment/agentsandbox-operator --timeout=120s
 failed=0

@@ -117,7 +117,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Action::Build => {
             packages::install_missing()?;
-            tools::build()?;
+            tools::build(&[])?;
         }
         Action::Up { port, kwok } => up::up(&layout, up::Options { port, kwok })?,
         Action::Down => {

@@ -30,6 +30,8 @@ struct Tool {
     how: How,
     /// What must be there afterwards.
     programs: &'static [&'static str],
+    /// Whether every cluster needs it; else it is built when one does.
+    always: bool,
 }
 
 enum How {
@@ -49,48 +51,56 @@ const TOOLS: [Tool; 9] = [
         what: "pause",
         how: How::Main("pause"),
         programs: &["pause"],
+        always: true,
     },
     Tool {
         name: "cni",
         what: "CNI plugins",
         how: How::Tools,
         programs: &["bridge", "host-local", "loopback"],
+        always: true,
     },
     Tool {
         name: "etcd",
         what: "etcd",
         how: How::Tools,
         programs: &["server"],
+        always: true,
     },
     Tool {
         name: "containerd",
         what: "containerd",
         how: How::Tools,
         programs: &["containerd", "containerd-shim-runc-v2", "ctr"],
+        always: true,
     },
     Tool {
         name: "gvisor",
         what: "gVisor",
         how: How::Gvisor,
         programs: &["runsc", "containerd-shim-runsc-v1"],
+        always: true,
     },
     Tool {
         name: "coredns",
         what: "CoreDNS",
         how: How::Tools,
         programs: &["coredns"],
+        always: true,
     },
     Tool {
         name: "knp",
         what: "NetworkPolicy engine",
         how: How::Tools,
         programs: &["standard"],
+        always: true,
     },
     Tool {
         name: "kwok",
         what: "kwok",
         how: How::Tools,
         programs: &["kwok"],
+        always: false,
     },
     Tool {
         name: "kube",
@@ -104,6 +114,7 @@ const TOOLS: [Tool; 9] = [
             "kube-proxy",
             "kubectl",
         ],
+        always: true,
     },
 ];
 
@@ -114,13 +125,13 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The programs, if all are built.
+    /// The programs, if all that every cluster needs are built.
     pub fn find() -> Result<Self> {
         let compiler = compiler()?;
         let mut folders = Vec::new();
         for tool in &TOOLS {
             let folder = folder(tool, &compiler)?;
-            if !is_complete(tool, &folder) {
+            if tool.always && !is_complete(tool, &folder) {
                 return Err(Error::Prerequisite(format!(
                     "{} is not built yet: run `cluster build`",
                     tool.what
@@ -153,18 +164,18 @@ impl Programs {
     }
 }
 
-/// Builds what is not built yet, with a line per tool.
-pub fn build() -> Result<Programs> {
+/// Builds what is not built yet, with a line per tool: what every cluster needs, and the tools of these names.
+pub fn build(more: &[&str]) -> Result<Programs> {
     let compiler = compiler()?;
     let missing: Vec<&Tool> = TOOLS
         .iter()
+        .filter(|tool| tool.always || more.contains(&tool.name))
         .filter(|tool| folder(tool, &compiler).is_ok_and(|folder| !is_complete(tool, &folder)))
         .collect();
     if !missing.is_empty() {
         eprintln!(
-            "Building {} of {} cluster programs (once; about 12 minutes for all on 2 cores)",
-            missing.len(),
-            TOOLS.len()
+            "Building {} of the cluster's programs (once; about 11 minutes for all on 2 cores)",
+            missing.len()
         );
     }
     let begun = Instant::now();

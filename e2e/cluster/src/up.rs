@@ -13,7 +13,7 @@ use crate::error::{Error, InFile, Result};
 use crate::image::Image;
 use crate::layout::{Layout, cache};
 use crate::process::{Place, start};
-use crate::tools::Programs;
+use crate::tools::{self, Programs};
 use crate::{down, forward, network, parts, pki, process};
 
 /// How a cluster is started.
@@ -28,7 +28,11 @@ pub struct Options {
 /// Starts a cluster and waits until it is ready. What an earlier one of this name left is cleaned up first.
 pub fn up(layout: &Layout, options: Options) -> Result<()> {
     check_machine()?;
-    let programs = Programs::find()?;
+    let programs = if options.kwok {
+        tools::build(&["kwok"])?
+    } else {
+        Programs::find()?
+    };
     let begun = Instant::now();
     if layout.state.exists() || Path::new(&layout.netns_path()).exists() {
         eprintln!("An earlier cluster {:?} was not ended: cleaning up", layout.name);
