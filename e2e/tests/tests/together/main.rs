@@ -1,4 +1,4 @@
-//! Tests that share the cluster, each in a namespace of its own.
+//! Tests that share the cluster, each in a namespace of its own: three at once, so that nobody waits long for a processor.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod api;
