@@ -1,4 +1,5 @@
-//! Tests that share the cluster, each in a namespace of its own: three at once, so that nobody waits long for a processor.
+//! Tests that share the cluster, each in a namespace of its own; three at once, so that none waits long for a
+//! processor.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod api;
