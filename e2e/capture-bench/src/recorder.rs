@@ -116,7 +116,7 @@ fn supervised(supervisor: &Path, way: Way, work: Work, listener: &TcpListener) -
     } else {
         command.arg(supervisor).arg("run");
     }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let child = command.spawn()?;
     let (mut connection, _) = listener.accept()?;
     let mut lines = BufReader::new(connection.try_clone()?).lines();
     let mut hear = || -> Result<FromSupervisor, Error> {
@@ -161,20 +161,18 @@ fn supervised(supervisor: &Path, way: Way, work: Work, listener: &TcpListener) -
     })
 }
 
-/// A process namespace of its own; what it starts is still to be said.
+/// A process namespace of its own, whose output is read; what it starts is still to be said.
 fn isolated() -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--"]);
+    command
+        .args(["--pid", "--fork", "--mount-proc", "--"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     command
 }
 
 fn alone(work: Work) -> Result<f64, Error> {
-    let child = isolated()
-        .args(argv(work)?)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    said(child)
+    said(isolated().args(argv(work)?).spawn()?)
 }
 
 fn argv(work: Work) -> Result<Vec<String>, Error> {

@@ -12,16 +12,14 @@ use seccompiler::{
 
 use crate::Error;
 
-/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`, in the second argument of seccomp(2).
-const NEW_LISTENER: u64 = 1 << 3;
-
 /// Becomes the supervisor, without a listener of system calls and without a tracer.
 pub fn supervise(supervisor: &Path) -> Result<(), Error> {
+    // The flags are the second argument of seccomp(2).
     let listens = SeccompCondition::new(
         1,
         SeccompCmpArgLen::Dword,
-        SeccompCmpOp::MaskedEq(NEW_LISTENER),
-        NEW_LISTENER,
+        SeccompCmpOp::MaskedEq(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER),
+        libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
     )?;
     let refused = BTreeMap::from([
         (libc::SYS_seccomp, vec![SeccompRule::new(vec![listens])?]),

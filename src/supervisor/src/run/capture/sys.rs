@@ -6,9 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-/// `SECCOMP_FILTER_FLAG_NEW_LISTENER` and `_WAIT_KILLABLE_RECV` (Linux 5.19): signals do not interrupt a call that is
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` (Linux 5.19): signals do not interrupt a call that is
 /// being looked at, so that programs with frequent ones (Go) make progress.
-const NEW_LISTENER: libc::c_ulong = 1 << 3;
 const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
 /// The requests of the listener, as `linux/seccomp.h` numbers them.
 const RECEIVE: u64 = 0xc050_2100;
@@ -77,7 +76,8 @@ pub fn install(program: &[libc::sock_filter], listen: bool) -> io::Result<Option
     if !listen {
         return load(0).map(|_| None);
     }
-    let fd = load(NEW_LISTENER | WAIT_KILLABLE).or_else(|_| load(NEW_LISTENER))?;
+    let fd = load(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | WAIT_KILLABLE)
+        .or_else(|_| load(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER))?;
     let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
     // SAFETY: the kernel has just returned this descriptor, and nobody else owns it.
     let listener = Listener(unsafe { OwnedFd::from_raw_fd(fd) });
