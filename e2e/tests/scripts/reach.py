@@ -15,6 +15,16 @@ import sys
 libc = ctypes.CDLL(None, use_errno=True)
 RESULTS = {}
 NULL = ctypes.c_void_p(0)
+CLONE_UNTRACED = 0x00800000
+
+
+def named(things):
+    return " ".join(sorted(things)) or "none"
+
+
+# What was inherited beside the standard ones. The folder itself is open while it is read, and no more when looked at.
+inherited = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd") if int(number) > 2]
+RESULTS["inherited descriptors"] = named(os.readlink(path) for path in inherited if os.path.exists(path))
 
 
 def call(name, number, *arguments):
@@ -56,6 +66,35 @@ program = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
 instructions = ctypes.create_string_buffer(program)
 call("seccomp listener", 317, 1, 1 << 3, struct.pack("HxxxxxxQ", 1, ctypes.addressof(instructions)))
 
+# Signals without a call that sends them: a descriptor's owner gets those of its events, by whatever way it is named.
+ours, theirs = socket.socketpair()
+descriptor = ours.fileno()
+call("pidfd_send_signal to a folder of /proc", 424, os.open("/proc/1", os.O_RDONLY), 9, NULL, 0)
+call("F_SETOWN", 72, descriptor, 8, 1)
+call("F_SETOWN_EX", 72, descriptor, 15, struct.pack("ii", 1, 1))
+call("FIOSETOWN", 16, descriptor, 0x8901, struct.pack("i", 1))
+call("SIOCSPGRP", 16, descriptor, 0x8902, struct.pack("i", 1))
+call("F_SETSIG", 72, descriptor, 10, 9)
+call("O_ASYNC", 72, descriptor, 4, os.O_NONBLOCK | 0o20000)
+theirs.send(b"an event")
+call("F_SETOWN of oneself", 72, descriptor, 8, os.getpid())
+ours.close()
+call("process_madvise", 440, 0, NULL, 0, 4, 0)
+
+# A child that nobody traces, or that another one traces, would get the answers of process 1 from that one.
+child = call("CLONE_UNTRACED", 56, CLONE_UNTRACED | 17, NULL, NULL, NULL, NULL)
+if child == 0:
+    os._exit(0)
+if child > 0:
+    os.waitpid(child, 0)
+call("clone3", 435, NULL, 0)
+child = os.fork()
+if child == 0:
+    libc.pause()
+call("ptrace seize of a child", 101, 0x4206, child, NULL, NULL)
+os.kill(child, 9)
+os.waitpid(child, 0)
+
 # int 0x80 with the number of kill(2) of the 32-bit ABI: kill(1, 9). In a child, as not every kernel survives it.
 code = b"\x53\xb8\x25\x00\x00\x00\xbb\x01\x00\x00\x00\xb9\x09\x00\x00\x00\xcd\x80\x5b\xc3"
 child = os.fork()
@@ -93,6 +132,51 @@ def opened(path):
             last = error
     raise last
 
+
+def writable(folder):
+    """Files below a folder of /proc that take a write."""
+    for path, folders, files in os.walk(folder):
+        if path.endswith("/net"):
+            folders.clear()
+            continue
+        for name in files:
+            try:
+                descriptor = os.open(os.path.join(path, name), os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                continue
+            try:
+                os.write(descriptor, b"0")
+                yield os.path.join(path, name)
+            except OSError:
+                pass
+            os.close(descriptor)
+
+
+def table(path):
+    try:
+        with open(path) as lines:
+            return [line.split() for line in lines][1:]
+    except OSError:
+        return []
+
+
+def connectable(names):
+    """Local sockets that can be spoken to; those of the abstract namespace begin with @."""
+    for name in names:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            with socket.socket(socket.AF_UNIX, kind) as connection:
+                connection.settimeout(1)
+                try:
+                    connection.connect(name.replace("@", "\0", 1))
+                    yield name
+                except OSError:
+                    pass
+
+
+RESULTS["files of process 1"] = named(set(writable("/proc/1")))
+RESULTS["local sockets"] = named(set(connectable(line[7] for line in table("/proc/net/unix") if len(line) > 7)))
+listening = [line[1] for kind in ("tcp", "tcp6") for line in table(f"/proc/net/{kind}") if line[3] == "0A"]
+RESULTS["listening ports"] = named({str(int(address.rsplit(":", 1)[1], 16)) for address in listening})
 
 for path in ["/proc/1/mem", "/proc/1/fd", "/proc/1/environ", "/proc/1/root", "/proc/1/exe", "/dev/termination-log"]:
     try:

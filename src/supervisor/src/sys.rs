@@ -85,8 +85,9 @@ pub struct Signals(OwnedFd);
 pub struct Signal {
     /// Its number.
     pub number: i32,
-    /// Whether it came from outside this pid namespace: senders inside have a process id here. Whoever writes the
-    /// signal's origin by hand (sigqueue(3)) can leave that out, and is known by a negative code.
+    /// Whether somebody outside this pid namespace sent it by kill(2): senders inside have a process id here. Whoever
+    /// writes the signal's origin by hand (sigqueue(3)) can leave that out, and is known by a negative code; the kernel's
+    /// own signals, as those of a descriptor's events, have a positive one.
     pub from_outside: bool,
 }
 
@@ -120,7 +121,7 @@ impl Signals {
             let read = libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size);
             (usize::try_from(read) == Ok(size)).then(|| Signal {
                 number: i32::try_from(info.ssi_signo).unwrap_or_default(),
-                from_outside: info.ssi_pid == 0 && info.ssi_code >= 0,
+                from_outside: info.ssi_pid == 0 && info.ssi_code == libc::SI_USER,
             })
         }
     }
@@ -486,5 +487,29 @@ mod tests {
         assert_eq!(sent, 0);
         let signal = signals.next().unwrap();
         assert_eq!((signal.number, signal.from_outside), (libc::SIGUSR1, false));
+    }
+
+    #[test]
+    fn a_signal_of_a_descriptors_events_is_not_from_outside() {
+        /// `fcntl` commands, and a kind of owner, that libc does not name.
+        const F_SETSIG: libc::c_int = 10;
+        const F_SETOWN_EX: libc::c_int = 15;
+        const F_OWNER_TID: libc::c_int = 0;
+        let signals = Signals::take(&[libc::SIGUSR2]).unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        // SAFETY: the owner is two live integers, which the call reads; it is this thread alone.
+        let set = unsafe {
+            let owner = [F_OWNER_TID, libc::gettid()];
+            let fd = reader.as_raw_fd();
+            [
+                libc::fcntl(fd, F_SETOWN_EX, owner.as_ptr()),
+                libc::fcntl(fd, F_SETSIG, libc::SIGUSR2),
+                libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC),
+            ]
+        };
+        assert_eq!(set, [0; 3]);
+        std::io::Write::write_all(&mut writer, b"x").unwrap();
+        let signal = signals.next().unwrap();
+        assert_eq!((signal.number, signal.from_outside), (libc::SIGUSR2, false));
     }
 }

@@ -15,8 +15,10 @@ use crate::sys;
 /// All records of a run, in bytes: below one rotation of the kubelet (`containerLogMaxSize`, 10 MiB unless configured),
 /// which frames each line by some 50 bytes.
 const BUDGET: usize = 8 << 20;
-/// What of it is kept for refused calls, connections, steps and what the supervisor itself does.
+/// What of it is kept for refused calls and connections, and for what does not come from the sandbox.
 const RESERVE: usize = 1 << 20;
+/// What of that is kept for what does not come from the sandbox: steps, processes from outside, what the supervisor does.
+const OWN: usize = 512 << 10;
 /// What of that is kept for the last records.
 const LAST: usize = 64 << 10;
 /// So much may wait to be written before no more actions are taken from the supervisor, which makes the command wait.
@@ -243,8 +245,15 @@ fn room_for(action: &Action) -> usize {
         | Action::Rename { .. }
         | Action::MakeFolder { .. }
         | Action::Change { .. } => BUDGET - RESERVE,
+        Action::Connect { .. } | Action::Refused { .. } => BUDGET - OWN,
+        Action::Foreign { .. }
+        | Action::Step { .. }
+        | Action::StepEnd { .. }
+        | Action::StepRefused { .. }
+        | Action::Signal { .. }
+        | Action::Warning { .. }
+        | Action::Suppressed { .. } => BUDGET - LAST,
         Action::Changes { .. } | Action::Begin { .. } | Action::End { .. } => usize::MAX,
-        _ => BUDGET - LAST,
     }
 }
 
@@ -384,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_what_has_the_reserve_leaves_room_for_the_end() {
+    fn a_flood_of_what_has_the_reserve_leaves_room_for_steps_and_the_end() {
         let (mut log, lines) = open(None);
         for _ in 0..20_000 {
             let call = "c".repeat(500);
@@ -393,9 +402,20 @@ mod tests {
                 action: Action::Refused { pid: 2, call },
             });
         }
+        for step in 1..=100 {
+            log.write(Seen {
+                at_ms: 3,
+                action: Action::Step {
+                    step,
+                    pid: None,
+                    argv: vec!["a".repeat(1000)],
+                },
+            });
+        }
         let summary = log.finish(end(), Duration::from_mins(1));
         let written = text(&lines);
         assert!(written.len() <= BUDGET && holds(&written, &summary));
+        assert_eq!(written.matches("\"activity\":\"step\"").count(), 100);
         assert!(written.trim_end().ends_with('}') && written.contains("\"activity\":\"end\""));
     }
 

@@ -11,6 +11,12 @@ pub const NATIVE_ARCH: u32 = 0xc000_00b7;
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u32 | TEMPORARY;
 const TEMPORARY: u32 = 0o20_000_000;
 
+/// Commands of fcntl(2) and ioctl(2) by which a descriptor gets an owner, as the kernel's headers number them.
+const F_SETOWN: u32 = libc::F_SETOWN as u32;
+const F_SETOWN_EX: u32 = 15;
+const FIOSETOWN: u32 = 0x8901;
+const SIOCSPGRP: u32 = 0x8902;
+
 /// What the filter looks at.
 #[derive(Clone, Copy, Debug)]
 pub enum Test {
@@ -26,6 +32,13 @@ pub enum Test {
     AskUnlessZero(u8),
     /// Refused if the first two arguments are these.
     FailIfPair { first: u32, second: u32 },
+    /// Refused if an argument has one of these bits.
+    FailIfAny { argument: u8, bits: u32 },
+    /// By the second argument, a command: some are refused, and one is asked for unless its argument of 32 bits is zero.
+    Command {
+        fail: &'static [u32],
+        ask: Option<(u32, u8)>,
+    },
 }
 
 /// Where a path's arguments are: the folder it is relative to, if the call has one, and the path.
@@ -298,6 +311,28 @@ pub const RULES: &[Rule] = &[
     absent(libc::SYS_io_uring_register, "io_uring_register"),
     // It stops the kernel's own reads of a process's memory for as long as the process likes.
     absent(libc::SYS_userfaultfd, "userfaultfd"),
+    // Their target is a descriptor, which another thread can exchange meanwhile. Programs fall back to kill.
+    absent(libc::SYS_pidfd_send_signal, "pidfd_send_signal"),
+    absent(libc::SYS_process_madvise, "process_madvise"),
+    // Who gets the signals of a descriptor's events (F_SETSIG chooses which) could be process 1.
+    rule(
+        libc::SYS_fcntl,
+        "fcntl",
+        Test::Command {
+            fail: &[F_SETOWN_EX],
+            ask: Some((F_SETOWN, 2)),
+        },
+        Kind::Guard(Guard::Process(2)),
+    ),
+    rule(
+        libc::SYS_ioctl,
+        "ioctl",
+        Test::Command {
+            fail: &[FIOSETOWN, SIOCSPGRP],
+            ask: None,
+        },
+        Kind::Absent,
+    ),
     // A process that can't be read can't be recorded.
     rule(
         libc::SYS_prctl,
@@ -335,6 +370,22 @@ pub const RULES: &[Rule] = &[
         Test::Ask,
         Kind::Guard(Guard::IoPriority),
     ),
+];
+
+/// What else the filter knows of calls where processes are traced: each must have us as its tracer from its birth on, for
+/// one without could take another, which would get its stops in our place.
+pub const RULES_OF_TRACED: &[Rule] = &[
+    rule(
+        libc::SYS_clone,
+        "clone",
+        Test::FailIfAny {
+            argument: 0,
+            bits: libc::CLONE_UNTRACED as u32,
+        },
+        Kind::Absent,
+    ),
+    // Its flags lie behind a pointer; programs fall back to clone.
+    absent(libc::SYS_clone3, "clone3"),
 ];
 
 /// The rule of a call.

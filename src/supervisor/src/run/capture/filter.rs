@@ -3,7 +3,7 @@
 //! It sees numbers and register values only. What hides behind a pointer it can't judge, so such calls are let through
 //! after they were noted, or answered as if the kernel did not have them.
 
-use super::calls::{Guard, Kind, NATIVE_ARCH, RULES, Test};
+use super::calls::{Guard, Kind, NATIVE_ARCH, RULES, RULES_OF_TRACED, Test};
 
 /// Let the call through.
 pub const ALLOW: u32 = 0x7fff_0000;
@@ -60,7 +60,8 @@ pub fn program(ask: Option<u32>) -> Vec<libc::sock_filter> {
     #[cfg(target_arch = "x86_64")]
     program.extend([op(FROM, X32, 0, 1), give(error(libc::ENOSYS))]);
     // The kernel remembers which calls are let through whatever their arguments: for these no program runs at all.
-    for rule in RULES {
+    let more: &[_] = if ask == Some(TRACE) { RULES_OF_TRACED } else { &[] };
+    for rule in RULES.iter().chain(more) {
         let number = u32::try_from(rule.number).unwrap_or(u32::MAX);
         let test = match (rule.kind, ask) {
             // A process that is being started asks its tracer to be one. Any other has one already.
@@ -98,13 +99,23 @@ fn block(test: Test, kind: Kind, ask: Option<u32>) -> Vec<libc::sock_filter> {
             give(seen),
             give(ALLOW),
         ],
-        Test::AskUnlessZero(argument) => {
-            let mut block = vec![op(LOAD, low(argument), 0, 0), op(IS, 0, 0, 1), give(ALLOW)];
-            // Without anybody to ask, process 1 itself is what can be told by value.
-            if ask.is_none() && matches!(kind, Kind::Guard(_)) {
-                block.extend([op(IS, 1, 0, 1), give(error(libc::EPERM)), give(ALLOW)]);
+        Test::AskUnlessZero(argument) => unless_zero(argument, kind, ask, seen),
+        Test::FailIfAny { argument, bits } => vec![
+            op(LOAD, low(argument), 0, 0),
+            op(HAS, bits, 0, 1),
+            give(error(libc::EPERM)),
+            give(ALLOW),
+        ],
+        Test::Command { fail, ask: asked } => {
+            let mut block = vec![op(LOAD, low(1), 0, 0)];
+            for command in fail {
+                block.extend([op(IS, *command, 0, 1), give(error(libc::EPERM))]);
+            }
+            if let Some((command, argument)) = asked {
+                block.extend([op(IS, command, 1, 0), give(ALLOW)]);
+                block.extend(unless_zero(argument, kind, ask, seen));
             } else {
-                block.push(give(seen));
+                block.push(give(ALLOW));
             }
             block
         }
@@ -118,6 +129,17 @@ fn block(test: Test, kind: Kind, ask: Option<u32>) -> Vec<libc::sock_filter> {
             give(ALLOW),
         ],
     }
+}
+
+fn unless_zero(argument: u8, kind: Kind, ask: Option<u32>, seen: u32) -> Vec<libc::sock_filter> {
+    let mut block = vec![op(LOAD, low(argument), 0, 0), op(IS, 0, 0, 1), give(ALLOW)];
+    // Without anybody to ask, process 1 itself is what can be told by value.
+    if ask.is_none() && matches!(kind, Kind::Guard(_)) {
+        block.extend([op(IS, 1, 0, 1), give(error(libc::EPERM)), give(ALLOW)]);
+    } else {
+        block.push(give(seen));
+    }
+    block
 }
 
 #[cfg(test)]
@@ -234,7 +256,48 @@ mod tests {
         let dumpable = |value| verdict(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, value, 0, 0, 0, 0]);
         assert_eq!(dumpable(0), error(libc::EPERM));
         assert_eq!(dumpable(1), ALLOW);
-        assert_eq!(verdict(libc::SYS_io_uring_setup, [1; 6]), error(libc::ENOSYS));
+        for number in [
+            libc::SYS_io_uring_setup,
+            libc::SYS_pidfd_send_signal,
+            libc::SYS_process_madvise,
+        ] {
+            assert_eq!(verdict(number, [1; 6]), error(libc::ENOSYS));
+        }
+    }
+
+    #[test]
+    fn no_descriptor_gets_process_one_for_its_owner() {
+        let fcntl = |command: i32, value| {
+            let command = u64::from(command.unsigned_abs());
+            verdict(libc::SYS_fcntl, [3, command, value, 0, 0, 0])
+        };
+        assert_eq!(fcntl(libc::F_SETOWN, 0), ALLOW);
+        assert_eq!(fcntl(libc::F_SETOWN, 1), NOTIFY);
+        assert_eq!(fcntl(libc::F_SETOWN, u64::from(u32::MAX)), NOTIFY);
+        assert_eq!(fcntl(15, 1), error(libc::EPERM));
+        for command in [libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC] {
+            assert_eq!(fcntl(command, 1), ALLOW);
+        }
+        let ioctl = |command| verdict(libc::SYS_ioctl, [3, command, 1, 0, 0, 0]);
+        assert_eq!(ioctl(0x8901), error(libc::EPERM));
+        assert_eq!(ioctl(0x8902), error(libc::EPERM));
+        assert_eq!(ioctl(libc::TCGETS), ALLOW);
+    }
+
+    #[test]
+    fn who_is_traced_has_no_child_that_is_not() {
+        let traced = |number: libc::c_long, flags: i32| {
+            let number = u32::try_from(number).unwrap();
+            let arguments = [u64::from(flags.unsigned_abs()), 0, 0, 0, 0, 0];
+            run(&program(Some(TRACE)), NATIVE_ARCH, number, arguments)
+        };
+        assert_eq!(traced(libc::SYS_clone, libc::SIGCHLD), ALLOW);
+        assert_eq!(
+            traced(libc::SYS_clone, libc::CLONE_UNTRACED | libc::SIGCHLD),
+            error(libc::EPERM)
+        );
+        assert_eq!(traced(libc::SYS_clone3, 0), error(libc::ENOSYS));
+        assert_eq!(verdict(libc::SYS_clone3, [1; 6]), ALLOW);
     }
 
     proptest! {

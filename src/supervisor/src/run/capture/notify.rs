@@ -114,6 +114,7 @@ impl Notifier<'_> {
             process: executed
                 .as_ref()
                 .map_or_else(|| read::process_of(thread), |_| thread),
+            is_traced: false,
         };
         let refuse = match see::look(&OfThread(thread), &call) {
             Ok(Sight::Seen(actions)) => {

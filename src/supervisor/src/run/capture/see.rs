@@ -24,6 +24,8 @@ pub struct Call<'a> {
     pub thread: u32,
     /// Its process.
     pub process: u32,
+    /// Whether all processes are traced, by us.
+    pub is_traced: bool,
 }
 
 /// What a call is.
@@ -170,6 +172,8 @@ fn reaches_supervisor(guard: Guard, call: &Call<'_>) -> bool {
     };
     match guard {
         Guard::Process(argument) => process(value(argument)),
+        // All have a tracer, but for who is just being started: it shall get ours.
+        Guard::Ptrace if call.is_traced => true,
         // A parent that is process 1 would get the stops of its child for ends.
         Guard::Ptrace if read::low(call.arguments[0]) == TRACE_ME => {
             Stat::of(call.thread).is_none_or(|stat| stat.parent == std::process::id())

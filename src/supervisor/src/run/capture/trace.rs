@@ -212,6 +212,7 @@ impl Tracer {
             arguments: &registers.arguments,
             thread,
             process: read::process_of(thread),
+            is_traced: true,
         };
         match see::look(&OfThread(thread), &call) {
             Ok(Sight::Seen(actions)) => {
