@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use crate::Harness;
 use crate::harness::{HarnessError, Result};
+use crate::scenarios::Scenario;
 
 /// The plugin, which `e2e/test.sh` and `make demo` build beside the tests and the demo.
 pub fn plugin() -> Result<Command> {
@@ -70,5 +71,22 @@ impl Harness {
                 Err(HarnessError::Kubectl(told))
             }
         }
+    }
+
+    /// The words of one row of a table that the plugin prints: the row that begins with this name.
+    pub fn row(&self, arguments: &[&str], name: &str) -> Result<Vec<String>> {
+        let table = self.succeed(arguments)?;
+        let mut rows = table
+            .lines()
+            .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        rows.find(|row| row.first().is_some_and(|first| first == name))
+            .ok_or_else(|| HarnessError::Kubectl(format!("no row of {name} in {table}")))
+    }
+
+    /// What the plugin tells of a scenario's sandbox, and what of its way is missing there.
+    pub fn audited(&self, scenario: &Scenario) -> Result<(String, Option<String>)> {
+        let audit = self.succeed(&["audit", scenario.sandbox])?;
+        let missing = scenario.missing_in(&audit);
+        Ok((audit, missing))
     }
 }

@@ -151,8 +151,6 @@ impl Audit {
                 );
                 Ok(None)
             }
-            // Its container is not there yet, or not any more.
-            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 404) => Ok(None),
             Err(error) => Err(agentsandbox_client::Error::from(error).into()),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use agentsandbox_client::archive::{Bounds, Transferred};
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use crate::connection::Connected;
 use crate::failure::Failure;
@@ -21,8 +21,10 @@ use crate::term::{self, shown};
   kubectl sandbox cp tools:/workspace/report.pdf .")]
 pub struct Cp {
     /// What is copied.
+    #[arg(value_hint = ValueHint::AnyPath)]
     source: String,
     /// What it becomes; a folder that is there takes it under its own name.
+    #[arg(value_hint = ValueHint::AnyPath)]
     target: String,
     /// Most bytes.
     #[arg(long, default_value_t = Bounds::default().bytes, value_name = "BYTES")]

@@ -3,11 +3,14 @@
 mod audit;
 mod budget;
 mod ceilings;
+mod complete;
 mod connection;
 mod cp;
 mod doctor;
 mod exec;
 mod failure;
+#[cfg(test)]
+mod fake_api;
 mod format;
 mod gateway;
 mod get;
@@ -69,7 +72,10 @@ enum Command {
     /// Work with policies.
     #[command(subcommand)]
     Policy(Policy),
-    /// Print a completion script: `source <(kubectl sandbox completion bash)`.
+    /// Print a script that completes direct calls: `source <(kubectl-sandbox completion bash)`.
+    ///
+    /// It is for `kubectl-sandbox` as a command. For `kubectl sandbox` kubectl completes, by asking a program named
+    /// `kubectl_complete-sandbox` on the PATH: a link of that name to kubectl-sandbox.
     Completion {
         /// The shell.
         shell: Shell,
@@ -84,6 +90,10 @@ enum Policy {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    if complete::is_asked() {
+        complete::answer();
+        return;
+    }
     let code = match run(Cli::parse()).await {
         Ok(code) => code,
         Err(failure) => {
@@ -103,7 +113,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
     let command = match cli.command {
         Command::Policy(Policy::Check(check)) => {
             let report = check.run().map_err(|error| Failure::new(error.to_string()))?;
-            term::print(&report.text)?;
+            term::print_document(&report.text)?;
             return Ok(answer(report.passed));
         }
         Command::Completion { shell } => {

@@ -8,6 +8,7 @@ use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
 use e2e::harness::{AGENT_IMAGE, repository};
 use e2e::plugin::{folder, path, plugin, text};
+use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
@@ -83,11 +84,20 @@ async fn the_doctor_proves_what_holds_and_names_what_lacks() {
         "AgentSandbox",
         "operator",
         "policy gvisor",
+        "quotas",
+        "your rights",
+        "admission",
         "proof",
         "isolation",
         "network",
     ] {
-        assert_eq!(of(&checks, what)["outcome"], "ok", "{checks:#?}");
+        assert_eq!(of(&checks, what)["outcome"], "ok", "{what}: {checks:#?}");
+    }
+    // The cluster has no virtual machines.
+    let classes = of(&checks, "runtime classes");
+    assert_eq!(classes["outcome"], "warning", "{classes}");
+    for class in ["gvisor (runsc)", "runc (runc)"] {
+        assert!(classes["found"].as_str().unwrap().contains(class), "{classes}");
     }
     assert!(
         of(&checks, "isolation")["found"]
@@ -128,7 +138,51 @@ async fn the_doctor_proves_what_holds_and_names_what_lacks() {
             .contains("everybody")
     );
     assert!(of(&checks, "proof")["found"].to_string().contains("not tried"));
+
+    // Every namespace has a ConfigMap with the cluster's certificate.
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota",
+        "metadata": {"name": "full"}, "spec": {"hard": {"configmaps": "1"}},
+    });
+    harness.create::<ResourceQuota>(quota).await.unwrap();
+    harness
+        .eventually("the quota's figures", || async {
+            let quota = harness.api::<ResourceQuota>().get("full").await?;
+            let used = quota.status.and_then(|status| status.used).unwrap_or_default();
+            Ok(used.get("configmaps").filter(|used| used.0 == "1").map(|_| ()))
+        })
+        .await
+        .unwrap();
+    let (_, checks) = doctor(&["--policy", "gvisor", "--no-probe"]);
+    let quotas = of(&checks, "quotas");
+    assert_eq!(quotas["outcome"], "warning", "{quotas}");
+    assert_eq!(quotas["found"], "used up: full (configmaps: 1)");
     harness.finish().await.unwrap();
+}
+
+/// What kubectl does to complete `kubectl sandbox …`.
+#[test]
+fn kubectl_is_told_what_completes_a_word() {
+    let here = folder("complete").unwrap();
+    let program = plugin().unwrap().get_program().to_owned();
+    let link = here.join("kubectl_complete-sandbox");
+    std::os::unix::fs::symlink(program, &link).unwrap();
+    let answer = |words: &[&str]| {
+        let output = std::process::Command::new(&link).args(words).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let told = text(&output.stdout);
+        told.lines()
+            .map(|line| line.split('\t').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(answer(&["aud"]), ["audit", ":4"]);
+    assert_eq!(answer(&["audit", "tools", "--den"]), ["--denied", ":4"]);
+    assert_eq!(
+        answer(&["list", "-o", ""]),
+        ["json", "yaml", "wide", "name", ":4"]
+    );
+    assert_eq!(answer(&["verify", ""]), [":0"]);
+    std::fs::remove_dir_all(&here).unwrap();
 }
 
 /// Runs it, which must succeed; returns standard output.
@@ -182,6 +236,13 @@ async fn a_run_passes_on_output_and_exit_code_and_cleans_up() {
         ])
         .unwrap();
     assert_eq!(quiet, (0, "hi\n".to_owned(), String::new()));
+    for logs in [&["logs", "quiet"][..], &["logs", "-f", "quiet"]] {
+        assert_eq!(succeeds(&harness, logs), "hi\n");
+    }
+    let (code, stdout, _) = harness.call(&["logs", "no-such"]).unwrap();
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    let row = harness.row(&["list"], "quiet").unwrap();
+    assert_eq!(row[1..5], ["Succeeded", "Completed", "0", "runc"], "{row:?}");
     let late = harness
         .call(&[
             "run",

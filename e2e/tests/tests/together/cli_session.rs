@@ -6,6 +6,7 @@ use std::process::Stdio;
 use e2e::Harness;
 use e2e::harness::AGENT_IMAGE;
 use e2e::plugin::{folder, path, text};
+use serde_json::Value;
 
 /// Runs it, which must succeed; returns standard output.
 fn succeeds(harness: &Harness, arguments: &[&str]) -> String {
@@ -73,18 +74,11 @@ async fn a_session_is_worked_in_and_its_log_verified() {
     assert_eq!(text(&sort.wait_with_output().unwrap().stdout), "a\nb\n");
 
     files_go_in_and_come_out(&harness);
-    assert!(succeeds(&harness, &["list"]).contains("tools  Running"));
-    let page = succeeds(&harness, &["get", "tools"]);
-    for part in [
-        "verdict    Running",
-        "isolation  no weaker",
-        "network    closed",
-        "time ",
-        "last steps",
-    ] {
-        assert!(page.contains(part), "{part}: {page}");
-    }
-    assert_eq!(succeeds(&harness, &["audit", "tools", "--denied"]), "");
+    a_detached_step_goes_on(&harness).await;
+    it_is_listed(&harness);
+    it_is_shown(&harness);
+    what_it_uses_stands_beside_what_it_may(&harness);
+    what_was_refused_is_told_alone(&harness).await;
     let steps = succeeds(&harness, &["audit", "tools", "--kind", "step"]);
     assert!(steps.contains("step 1 ends: exit code 3"), "{steps}");
     let mut command = harness.plugin(&["audit", "-f", "tools"]).unwrap();
@@ -101,6 +95,154 @@ async fn a_session_is_worked_in_and_its_log_verified() {
     }
     the_log_is_verified(&harness, &succeeds(&harness, &["audit", "-o", "json", "tools"]));
     harness.finish().await.unwrap();
+}
+
+async fn a_detached_step_goes_on(harness: &Harness) {
+    let script = "sleep 1; echo later > detached";
+    let number = succeeds(harness, &["exec", "tools", "--detach", "--", "sh", "-c", script]);
+    let number: u64 = number.trim_end().parse().unwrap();
+    harness
+        .eventually("the end of the detached step", || async {
+            let (_, printed, _) = harness.call(&["exec", "tools", "--", "cat", "detached"])?;
+            Ok((printed == "later\n").then_some(()))
+        })
+        .await
+        .unwrap();
+    let steps = succeeds(harness, &["audit", "tools", "--kind", "step"]);
+    assert!(
+        steps.contains(&format!("step {number}: sh -c {script}")),
+        "{steps}"
+    );
+}
+
+fn it_is_listed(harness: &Harness) {
+    let columns = ["NAME", "PHASE", "REASON", "EXIT", "POLICY", "DURATION", "AGE"];
+    assert_eq!(harness.row(&["list"], "NAME").unwrap(), columns);
+    let row = harness.row(&["list"], "tools").unwrap();
+    assert_eq!(
+        row[..6],
+        ["tools", "Running", "Running", "-", "gvisor", "-"],
+        "{row:?}"
+    );
+    assert!(
+        row[6].starts_with(|first: char| first.is_ascii_digit()),
+        "{row:?}"
+    );
+
+    let wide = ["list", "-o", "wide"];
+    let more = ["ISOLATION", "RUNTIME", "NODE", "IMAGE"];
+    assert_eq!(
+        harness.row(&wide, "NAME").unwrap(),
+        [&columns[..], &more].concat()
+    );
+    let row = harness.row(&wide, "tools").unwrap();
+    assert_eq!(
+        (row[8].as_str(), row[10].as_str()),
+        ("gvisor", AGENT_IMAGE),
+        "{row:?}"
+    );
+
+    let list: Value = serde_json::from_str(&succeeds(harness, &["list", "-o", "json"])).unwrap();
+    assert_eq!(list["kind"], "List");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1, "{list}");
+    is_the_whole_object(&list["items"][0]);
+    assert_eq!(succeeds(harness, &["list", "-o", "name"]), "agentsandbox/tools\n");
+    is_read_as_yaml(harness, "list.yaml", &succeeds(harness, &["list", "-o", "yaml"]));
+}
+
+fn it_is_shown(harness: &Harness) {
+    // There is no wider page.
+    for arguments in [&["get", "tools"][..], &["get", "tools", "-o", "wide"]] {
+        let page = succeeds(harness, arguments);
+        for part in [
+            "verdict    Running",
+            "isolation  no weaker",
+            "network    closed",
+            "time ",
+            "last steps",
+        ] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+    }
+    let object = succeeds(harness, &["get", "tools", "-o", "json"]);
+    is_the_whole_object(&serde_json::from_str(&object).unwrap());
+    is_read_as_yaml(
+        harness,
+        "get.yaml",
+        &succeeds(harness, &["get", "tools", "-o", "yaml"]),
+    );
+}
+
+fn is_the_whole_object(object: &Value) {
+    assert_eq!(object["kind"], "AgentSandbox", "{object}");
+    assert_eq!(object["metadata"]["name"], "tools", "{object}");
+    assert_eq!(object["spec"]["image"], AGENT_IMAGE, "{object}");
+    assert_eq!(object["status"]["phase"], "Running", "{object}");
+}
+
+/// kubectl finds the sandbox in a manifest.
+fn is_read_as_yaml(harness: &Harness, name: &str, manifest: &str) {
+    // JSON would be YAML too.
+    assert!(manifest.starts_with("apiVersion: "), "{manifest}");
+    let here = folder("yaml").unwrap();
+    let file = path(&here, name);
+    std::fs::write(&file, manifest).unwrap();
+    let read = harness.kubectl(&["get", "-f", &file, "-o", "name"]).unwrap();
+    assert_eq!(read, "agentsandbox.agentsandbox.dev/tools\n", "{manifest}");
+    std::fs::remove_dir_all(&here).unwrap();
+}
+
+fn what_it_uses_stands_beside_what_it_may(harness: &Harness) {
+    let head = [
+        "NAME",
+        "TIME",
+        "CPU",
+        "MEMORY",
+        "DISK",
+        "PROCESSES",
+        "STEPS",
+        "TOKENS",
+        "EGRESS",
+    ];
+    assert_eq!(harness.row(&["top"], "NAME").unwrap(), head);
+    let row = harness.row(&["top", "tools"], "tools").unwrap();
+    for (column, ceiling) in [(1, "10m"), (3, "128Mi"), (4, "128Mi"), (5, "64")] {
+        let (used, most) = row[column].split_once('/').unwrap();
+        assert_eq!(most, ceiling, "{row:?}");
+        assert!(used.starts_with(|first: char| first.is_ascii_digit()), "{row:?}");
+    }
+    // It has run, and holds memory; no step runs at the moment.
+    for column in [1, 2, 3] {
+        let used = row[column].split('/').next().unwrap();
+        assert!(
+            used.contains(|digit: char| ('1'..='9').contains(&digit)),
+            "{row:?}"
+        );
+    }
+    let steps: u64 = row[6].parse().unwrap();
+    assert!(steps >= 5, "{row:?}");
+    assert_eq!(row[7..], ["-", "-"], "{row:?}");
+}
+
+async fn what_was_refused_is_told_alone(harness: &Harness) {
+    assert_eq!(succeeds(harness, &["audit", "tools", "--denied"]), "");
+    let attack = "kill -9 1 || echo refused";
+    assert_eq!(
+        succeeds(harness, &["exec", "tools", "--", "sh", "-c", attack]),
+        "refused\n"
+    );
+    let denied = harness
+        .eventually("a record of what was refused", || async {
+            let denied = harness.succeed(&["audit", "tools", "--denied"])?;
+            Ok((!denied.is_empty()).then_some(denied))
+        })
+        .await
+        .unwrap();
+    let is_refusal = |line: &str| line.contains("] refused: kill(1, 9)");
+    assert!(denied.lines().all(is_refusal), "{denied}");
+    let whole = succeeds(harness, &["audit", "tools"]);
+    assert!(whole.lines().any(is_refusal), "{whole}");
+    assert!(whole.contains(attack) && whole.lines().count() > denied.lines().count());
 }
 
 fn files_go_in_and_come_out(harness: &Harness) {

@@ -46,6 +46,10 @@ async fn check(sandbox: &str) {
         "{differences:?} in {}",
         serde_json::to_string_pretty(&status).unwrap()
     );
+    if sandbox == "package-install" {
+        let (audit, missing) = harness.audited(scenario).unwrap();
+        assert_eq!(missing, None, "{audit}");
+    }
     let success = scenario.reason.is_success();
     assert_eq!(
         status.phase,
@@ -121,6 +125,8 @@ async fn every_way_out_is_silent() {
     let status = harness.finished("exfiltration").await.unwrap();
     let differences = scenario.differences(&status);
     assert!(differences.is_empty(), "{differences:?}");
+    let (audit, missing) = harness.audited(scenario).unwrap();
+    assert_eq!(missing, None, "{audit}");
     harness.finish().await.unwrap();
 }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::AgentSandbox;
-use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -13,17 +15,23 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, ObjectList, PostParams};
 use kube::{Api, Client, ResourceExt};
+use sandbox_operator::quantity;
 
 use super::Check;
 use crate::connection::Connected;
 
 /// Name of the operator's Deployment.
 const OPERATOR: &str = "agentsandbox-operator";
-/// Admission policies that bound what the operator's and the gateways' accounts may do.
-const ADMISSION: [&str; 3] = [
+/// The admission policy that bounds what goes into running pods of the project.
+const EXEC: &str = "agentsandbox-exec";
+/// All admission policies of `manifests/admission`; the others bound what the operator's and the gateways' accounts may
+/// do.
+const ADMISSION: [&str; 4] = [
+    EXEC,
     "agentsandbox-gateway-writes",
     "agentsandbox-operator-gateways",
     "agentsandbox-operator-pods",
@@ -291,12 +299,17 @@ async fn quotas(client: &Client, namespace: &str) -> Check {
     }
 }
 
-/// The first thing of a quota that is used up.
+/// The first thing of a quota that is used up. What may not be used at all is not.
 fn used_up(quota: &ResourceQuota) -> Option<String> {
     let status = quota.status.as_ref()?;
     let (hard, used) = (status.hard.as_ref()?, status.used.as_ref()?);
+    // Thousandths, because processors are shared in parts.
+    let amount = |text: &Quantity| quantity::cpu_millis(&text.0.as_str().into()).ok();
     hard.iter()
-        .find(|(what, limit)| used.get(*what) == Some(limit) && limit.0 != "0")
+        .find(|(what, limit)| {
+            let used = used.get(*what).and_then(amount);
+            amount(limit).is_some_and(|limit| used >= Some(limit))
+        })
         .map(|(what, limit)| format!("{} ({what}: {})", quota.name_any(), limit.0))
 }
 
@@ -351,35 +364,64 @@ async fn rights(client: &Client, namespace: &str) -> Check {
 }
 
 async fn admission(client: &Client) -> Check {
-    const NAME: &str = "admission";
-    match Api::<ValidatingAdmissionPolicyBinding>::all(client.clone())
-        .list(&ListParams::default())
-        .await
-    {
-        Ok(list) => {
-            let bound: Vec<String> = list.items.iter().map(ResourceExt::name_any).collect();
-            let missing: Vec<&str> = ADMISSION
-                .into_iter()
-                .filter(|name| !bound.iter().any(|bound| bound == name))
-                .collect();
-            if missing.is_empty() {
-                Check::ok(NAME, "the accounts of operator and gateways are bounded")
-            } else {
-                Check::warning(
-                    NAME,
-                    format!("not bound: {}", missing.join(", ")),
-                    "apply manifests/admission; without it these accounts, and whoever may use pods/exec, are trusted",
-                )
-            }
-        }
-        Err(error) => Check::unseen(NAME, &error),
+    let all = ListParams::default();
+    let policies = Api::<ValidatingAdmissionPolicy>::all(client.clone())
+        .list(&all)
+        .await;
+    let bindings = Api::<ValidatingAdmissionPolicyBinding>::all(client.clone())
+        .list(&all)
+        .await;
+    match (found(policies), found(bindings)) {
+        (Ok(policies), Ok(bindings)) => enforced(&policies, &bindings),
+        (Err(error), _) | (_, Err(error)) => Check::unseen("admission", &error),
     }
+}
+
+/// The objects of a list; none where the API server is too old to know their kind.
+fn found<K: Clone>(list: Result<ObjectList<K>, kube::Error>) -> Result<Vec<K>, kube::Error> {
+    match list {
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether each of our policies is there and bound such that it refuses.
+fn enforced(policies: &[ValidatingAdmissionPolicy], bindings: &[ValidatingAdmissionPolicyBinding]) -> Check {
+    const NAME: &str = "admission";
+    let refuses = |name: &str| {
+        let mut bound = bindings.iter().filter(|binding| binding.spec.policy_name == name);
+        let denies = |action: &String| action == "Deny";
+        bound.any(|binding| binding.spec.validation_actions.iter().any(denies))
+    };
+    let lacking: Vec<&str> = ADMISSION
+        .into_iter()
+        .filter(|name| !policies.iter().any(|policy| policy.name_any() == *name) || !refuses(name))
+        .collect();
+    if lacking.is_empty() {
+        let found =
+            "steps are the only way into sandboxes; the accounts of operator and gateways are bounded";
+        return Check::ok(NAME, found);
+    }
+    let mut trusted = Vec::new();
+    if lacking.contains(&EXEC) {
+        trusted
+            .push("exec users are trusted: who may exec into pods gets into sandboxes past their recorders");
+    }
+    if lacking.iter().any(|name| *name != EXEC) {
+        trusted.push("the accounts of operator and gateways are trusted");
+    }
+    Check::warning(
+        NAME,
+        format!("not enforced: {}; {}", lacking.join(", "), trusted.join("; ")),
+        "kubectl apply -k manifests/admission",
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Outcome;
     use super::*;
-    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use serde_json::json;
 
     fn selector(value: serde_json::Value) -> LabelSelector {
@@ -407,18 +449,111 @@ mod tests {
 
     #[test]
     fn a_quota_without_room_is_named() {
-        let quota = |used: &str| -> ResourceQuota {
-            serde_json::from_value(json!({
-                "metadata": {"name": "team"},
-                "status": {"hard": {"pods": "2"}, "used": {"pods": used}},
-            }))
-            .unwrap()
+        let told = |what: &str, hard: &str, used: &str| {
+            used_up(
+                &serde_json::from_value(json!({
+                    "metadata": {"name": "team"},
+                    "status": {"hard": {what: hard}, "used": {what: used}},
+                }))
+                .unwrap(),
+            )
         };
-        assert_eq!(used_up(&quota("2")), Some("team (pods: 2)".to_owned()));
-        assert_eq!(used_up(&quota("1")), None);
-        let mut none = quota("0");
-        let nothing = BTreeMap::from([("pods".to_owned(), Quantity("0".into()))]);
-        none.status.as_mut().unwrap().hard = Some(nothing);
-        assert_eq!(used_up(&none), None);
+        for (what, hard, used) in [
+            ("pods", "2", "2"),
+            ("pods", "2", "3"),
+            ("limits.memory", "2048Mi", "2Gi"),
+            ("limits.cpu", "1500m", "1.5"),
+        ] {
+            assert_eq!(
+                told(what, hard, used),
+                Some(format!("team ({what}: {hard})")),
+                "{used}"
+            );
+        }
+        for (what, hard, used) in [
+            ("pods", "2", "1"),
+            ("pods", "10", "9"),
+            ("pods", "0", "0"),
+            ("limits.memory", "2Gi", "2000Mi"),
+            ("limits.cpu", "2", "1500m"),
+        ] {
+            assert_eq!(told(what, hard, used), None, "{what}: {used} of {hard}");
+        }
+    }
+
+    /// Objects of one kind in `manifests/admission`.
+    fn shipped<K: serde::de::DeserializeOwned>(kind: &str) -> Vec<K> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/admission");
+        let files = std::fs::read_dir(folder).unwrap();
+        files
+            .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+            .flat_map(|text| serde_saphyr::from_multiple::<serde_json::Value>(&text).unwrap())
+            .filter(|object| object["kind"] == kind)
+            .map(|object| serde_json::from_value(object).unwrap())
+            .collect()
+    }
+
+    fn shipped_policies() -> Vec<ValidatingAdmissionPolicy> {
+        shipped("ValidatingAdmissionPolicy")
+    }
+
+    fn shipped_bindings() -> Vec<ValidatingAdmissionPolicyBinding> {
+        shipped("ValidatingAdmissionPolicyBinding")
+    }
+
+    #[test]
+    fn every_shipped_admission_policy_is_looked_for() {
+        let mut names: Vec<String> = shipped_policies().iter().map(ResourceExt::name_any).collect();
+        names.sort();
+        assert_eq!(names, ADMISSION);
+        let check = enforced(&shipped_policies(), &shipped_bindings());
+        assert_eq!(check.outcome, Outcome::Ok, "{check:?}");
+    }
+
+    #[test]
+    fn a_policy_that_refuses_nothing_is_named_with_who_is_trusted_then() {
+        type Change = fn(&mut ValidatingAdmissionPolicyBinding);
+        let changes: [Change; 2] = [
+            |binding| "another".clone_into(&mut binding.spec.policy_name),
+            |binding| binding.spec.validation_actions = vec!["Audit".to_owned()],
+        ];
+        for name in ADMISSION {
+            let exec_users = name == EXEC;
+            let judge = |check: Check| {
+                assert_eq!(check.outcome, Outcome::Warning, "{check:?}");
+                assert!(
+                    check.found.starts_with(&format!("not enforced: {name};")),
+                    "{check:?}"
+                );
+                assert_eq!(
+                    check.found.contains("exec users are trusted"),
+                    exec_users,
+                    "{check:?}"
+                );
+                assert_eq!(
+                    check.found.contains("accounts of operator"),
+                    !exec_users,
+                    "{check:?}"
+                );
+                assert!(check.advice.unwrap().contains("manifests/admission"));
+            };
+            for change in changes {
+                let mut bindings = shipped_bindings();
+                bindings
+                    .iter_mut()
+                    .filter(|binding| binding.name_any() == name)
+                    .for_each(change);
+                judge(enforced(&shipped_policies(), &bindings));
+            }
+            let mut policies = shipped_policies();
+            policies.retain(|policy| policy.name_any() != name);
+            judge(enforced(&policies, &shipped_bindings()));
+        }
+        // The binding's own name says nothing.
+        let mut bindings = shipped_bindings();
+        for binding in &mut bindings {
+            binding.metadata.name = Some("mine".to_owned());
+        }
+        assert_eq!(enforced(&shipped_policies(), &bindings).outcome, Outcome::Ok);
     }
 }
