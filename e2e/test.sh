@@ -12,7 +12,7 @@ cargo test --locked -q -p e2e --no-run
 cargo build --locked -q -p kubectl-sandbox
 "$cluster" --name "$AGENTSANDBOX_CLUSTER" up
 e2e/install.sh "$AGENTSANDBOX_CLUSTER"
-# Shorter bounds where a test waits for one; that of a dead node is the sum of several, and within a test's patience.
+# Shorter bounds where a test waits for one; that of a dead node is the sum of several, and must stay within PATIENCE.
 "$cluster" --name "$AGENTSANDBOX_CLUSTER" kubectl -n agentsandbox-system set env deployment/agentsandbox-operator \
     IMAGE_PULL_TIMEOUT_SECONDS=5 START_TIMEOUT_SECONDS=40 DEADLINE_GRACE_SECONDS=10 PROBE_INTERVAL_SECONDS=2 \
     GATEWAY_CPU_MILLIS=20 >/dev/null

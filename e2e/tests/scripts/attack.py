@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ PROXY_PORT = _PROXY.port
 CA = os.environ.get("SSL_CERT_FILE")
 TIMEOUT = 8
 RESULTS = {}
+BESIDE = []
 
 
 class Refused(Exception):
@@ -47,8 +49,16 @@ def attempt(name, function, *arguments, **named):
     return found
 
 
+def attempt_beside(name, function, *arguments):
+    """Tries something that takes long while the script goes on; `finish` waits for it."""
+    BESIDE.append(threading.Thread(target=attempt, args=(name, function, *arguments)))
+    BESIDE[-1].start()
+
+
 def finish(code=0):
     """Prints all outcomes where the tests look for them, and ends."""
+    for thread in BESIDE:
+        thread.join()
     print("RESULT " + json.dumps(RESULTS), flush=True)
     raise SystemExit(code)
 

@@ -4,6 +4,7 @@ for the credential's value, which must not be in it, and in the outside world's 
 Argument: another sandbox's token, or `none`.
 """
 
+import gzip
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ def show(name, host, path="/echo", **named):
     """One request, with its answer printed whole."""
     status, headers, body = fetch(host, path, **named)
     print(f"SEEN {name}: {status} {dict(headers)} {body!r}")
+    if body.startswith(b"\x1f\x8b"):
+        print(f"SEEN {name}, unpacked: {gzip.decompress(body)!r}")
     return verdict(status, body)
 
 
@@ -30,6 +33,8 @@ attempt("own value, listed as hop by hop", show, "hop", KEYED, "/echo?own3",
         headers="Connection: Authorization\r\nAuthorization: Bearer mine\r\n")
 attempt("reflected", show, "reflected", KEYED, "/reflect")
 attempt("reflected byte by byte", show, "split", KEYED, "/reflect?split")
+attempt("compressed reflection", show, "gzip", KEYED, "/reflect?gzip", headers="Accept-Encoding: gzip\r\n")
+attempt("compressed answer", show, "gzip", KEYED, "/gzip")
 attempt("not compressed", show, "encoding", KEYED, "/echo?enc", headers="Accept-Encoding: gzip\r\n")
 attempt("range", show, "range", KEYED, headers="Range: bytes=0-10\r\n")
 attempt("if-range", show, "if-range", KEYED, headers="Range: bytes=0-1\r\nIf-Range: x\r\n")

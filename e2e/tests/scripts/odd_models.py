@@ -24,4 +24,7 @@ def chat(model, stream=False, words=40):
 for model in sys.argv[2:]:
     name, _, how = model.partition(":")
     attempt(model, chat, name, how == "stream")
+    if name == "endless":
+        # Whoever has used up a budget is ended from outside: this must not be the end.
+        time.sleep(60)
 finish()

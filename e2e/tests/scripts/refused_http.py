@@ -1,11 +1,125 @@
 """Requests that could be read in two ways, or that ask for what the rule does not allow, to an inspected host and to a
-plain one; and answers of a server that breaks the protocol."""
+plain one; answers of a server that breaks the protocol; and whoever takes its time, on either side."""
 
 import sys
 
 from attack import *
 
 SEEN, PLAIN, MARK = "seen.example.test", "plain.example.test", sys.argv[1]
+BIG, RAW, CAPPED = "big.example.test", "raw.example.test", "raw.capped.example.test"
+CEILING = 1_000_000
+
+
+def cut_off(connection, first, piece, least, most):
+    """Sends a beginning, then a piece every second: `ended` if the other side ends that between so many seconds."""
+    connection.settimeout(1)
+    connection.sendall(first)
+    begun, heard = time.monotonic(), b""
+    while time.monotonic() - begun < most:
+        try:
+            connection.sendall(piece)
+            more = connection.recv(4096)
+            if not more:
+                break
+            heard += more
+        except (TimeoutError, socket.timeout):
+            continue
+        except OSError:
+            break
+    took = time.monotonic() - begun
+    if heard.startswith(b"HTTP/1.1 2"):
+        return "answered"
+    return "ended" if least < took < most else f"over after {took:.0f} s"
+
+
+def broken(path, timeout=TIMEOUT):
+    """What an answer of the server that breaks the protocol comes to, and what the next two requests get."""
+    connection = inspected(RAW)
+    connection.settimeout(timeout)
+    try:
+        found = [say(connection, request(RAW, path))]
+    except (TimeoutError, socket.timeout):
+        raise
+    except (OSError, EOFError, http.client.HTTPException):
+        found = ["closed"]
+        connection = inspected(RAW)
+    for _ in range(2):
+        connection.sendall(request(RAW, "/ok").encode())
+        status, headers, body = read_answer(connection)
+        smuggled = "x-smuggled" in headers or body != b"ok"
+        found.append("smuggled" if smuggled else str(status))
+    return ", ".join(found)
+
+
+def stalled_body():
+    """The beginning arrives at once; a body may rest for longer than a head may take."""
+    connection = inspected(RAW)
+    connection.settimeout(80)
+    connection.sendall(request(RAW, "/stalled-body").encode())
+    begun = time.monotonic()
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    found = response.read(9).decode()
+    if time.monotonic() - begun > 10:
+        return f"{found} late"
+    try:
+        response.read()
+    except http.client.IncompleteRead:
+        return f"{found}, cut" if time.monotonic() - begun > 60 else f"{found}, cut too soon"
+    return f"{found}, whole"
+
+
+def endless_body():
+    """How much of an answer without end comes through, by a rule with a ceiling."""
+    connection = inspected(CAPPED)
+    connection.sendall(request(CAPPED, "/endless-body").encode())
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    got = 0
+    try:
+        while piece := response.read(65536):
+            got += len(piece)
+        return f"whole, {got}"
+    except http.client.IncompleteRead as error:
+        got += len(error.partial)
+    # What was under way when the ceiling was met is lost.
+    return "cut at the ceiling" if CEILING / 2 < got <= CEILING else f"cut at {got}"
+
+
+def unread():
+    """An answer without end that nobody reads for a minute, and then somebody does."""
+    connection = inspected(BIG)
+    connection.sendall(request(BIG, "/endless").encode())
+    time.sleep(60)
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return f"{response.status}, {len(response.read(5_000_000))}"
+
+
+HEAD = "GET /echo HTTP/1.1\r\nHost: {}\r\n"
+STALLED = "POST /echo HTTP/1.1\r\nHost: {}\r\nContent-Length: 100\r\n\r\nabc"
+# The client's preface, its settings, and the beginning of a frame of 4,000 bytes of headers.
+H2_HEAD = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\x0f\xa0\1\5\0\0\0\1"
+# The beginning of a ClientHello of 508 bytes.
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+for road, to, first, piece, least, most in [
+    ("inspected", lambda: inspected(SEEN), HEAD.format(SEEN).encode(), b"X-A: a\r\n", 5, 25),
+    ("plain", lambda: dial(80), HEAD.format(PLAIN).encode(), b"X-A: a\r\n", 5, 25),
+    ("proxy", lambda: dial(PROXY_PORT), f"CONNECT {SEEN}:443 HTTP/1.1\r\n".encode(), b"X-A: a\r\n", 5, 25),
+    ("clienthello", lambda: dial(443), HELLO, b"a", 5, 25),
+    ("http/2", lambda: secure(connect(f"{SEEN}:443"), SEEN, alpn=("h2",)), H2_HEAD, b"\x82", 5, 35),
+]:
+    attempt_beside(f"slow head, {road}", lambda to, *more: cut_off(to(), *more), to, first, piece, least, most)
+for road, to, host in [("inspected", lambda: inspected(SEEN), SEEN), ("plain", lambda: dial(80), PLAIN)]:
+    first = STALLED.format(host).encode()
+    attempt_beside(f"slow body, {road}", lambda to, *more: cut_off(to(), *more), to, first, b"", 50, 75)
+for number in range(4):
+    attempt_beside(f"unread answer {number}", unread)
+for path in ("/slow-header", "/no-answer"):
+    attempt_beside(f"upstream {path}", broken, path, 80)
+attempt_beside("upstream /stalled-body", stalled_body)
+attempt("upstream /endless-body", endless_body)
+attempt("what a spent ceiling leaves", get, CAPPED, "/ok")
 
 
 def proxied(text):
@@ -96,50 +210,7 @@ arrived = {name for name, _ in json.loads(body)["headers"]}
 RESULTS["headers that arrived"] = ",".join(sorted(arrived & {line.split(":")[0].lower() for line in SECRET}))
 RESULTS["token that arrived"] = str(TOKEN in body.decode())
 
-
-def slow_head():
-    """A request whose header block never ends."""
-    connection = inspected(SEEN)
-    connection.sendall(f"GET /echo HTTP/1.1\r\nHost: {SEEN}\r\n".encode())
-    begun = time.monotonic()
-    for number in range(40):
-        try:
-            connection.settimeout(1)
-            connection.sendall(f"X-{number}: a\r\n".encode())
-            if not connection.recv(4096):
-                break
-            break
-        except (TimeoutError, socket.timeout):
-            continue
-        except OSError:
-            break
-    return "ended" if time.monotonic() - begun < 25 else "still open"
-
-
-attempt("slow head", slow_head)
-for path in ("endless-header", "endless-interim", "endless-trailers", "both-lengths", "two-lengths", "odd-coding",
-             "bad-chunk", "short-body", "garbage", "switching", "unasked", "bare-lf", "folded"):
-    def broken():
-        connection = inspected("raw.example.test")
-        first = say(connection, request("raw.example.test", f"/{path}"))
-        try:
-            second = say(connection, request("raw.example.test", "/ok"))
-        except (OSError, EOFError, http.client.HTTPException):
-            second = "closed"
-        return f"{first}, {second}"
-
-    attempt(f"upstream {path}", broken)
-
-
-def smuggled():
-    connection = inspected("raw.example.test")
-    for path in ("/unasked", "/ok", "/both-lengths", "/ok", "/two-lengths", "/ok"):
-        connection.sendall(request("raw.example.test", path).encode())
-        status, headers, body = read_answer(connection)
-        if "x-smuggled" in headers or b"smuggled" in body:
-            return f"smuggled by {path}"
-    return "clean"
-
-
-attempt("smuggled answer", smuggled)
+for path in ("/ok", "/endless-header", "/endless-interim", "/endless-trailers", "/both-lengths", "/two-lengths",
+             "/odd-coding", "/bad-chunk", "/short-body", "/garbage", "/switching", "/unasked", "/bare-lf", "/folded"):
+    attempt(f"upstream {path}", broken, path)
 finish()

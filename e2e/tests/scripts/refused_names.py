@@ -12,6 +12,18 @@ ROADS = {
 for name, road in ROADS.items():
     attempt(f"{name} unlisted", road, "evil.test")
 
+
+
+def in_full():
+    """What the body of a refusal says."""
+    connection = dial(PROXY_PORT)
+    connection.sendall(request("evil.test", "http://evil.test/echo", headers=authorization()).encode())
+    said = json.loads(read_answer(connection)[2])
+    return " ".join(said[name] for name in ("reason", "host", "policy"))
+
+
+attempt("refusal in full", in_full)
+
 # The controls: the same roads are open to what is allowed.
 attempt("control proxy", get, "seen.example.test")
 attempt("control steered", get, "seen.example.test", steered=True)

@@ -15,8 +15,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-/// Longest wait for anything that a sandbox does on a slow, shared machine.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+/// Longest wait for anything that a sandbox does on a slow, shared machine. A dead node's verdict takes nearly two minutes
+/// by the operator's own bounds.
+pub const PATIENCE: Duration = Duration::from_mins(3);
 /// Pause between two looks.
 pub(crate) const LOOK: Duration = Duration::from_millis(150);
 

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `10-0-0-1.addr`, `fd00--1.addr` | the address that the label spells, as A or AAAA |
 //! | `good-and-10-0-0-1.addr` | the usual address, and the one spelled |
-//! | `rebind` | in turn the usual address and that of the metadata service, never cached |
+//! | `rebind` | in turn the usual address and the metadata service's, never cached; a connection serves one request |
 //! | `to-metadata`, `to-cluster` | a CNAME to such a name |
 //! | `nowhere` | no such name |
 //! | `failing` | SERVFAIL |

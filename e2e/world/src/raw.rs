@@ -13,8 +13,10 @@ use crate::journal::bounded;
 
 /// Longest request head.
 const HEAD_MAX: usize = 64 << 10;
-/// Longest that a request's head may take to come, and longest that a stalled answer stalls.
+/// Longest that a request's head may take to come, and longest that an answer that never comes is waited for.
 const STALL: Duration = Duration::from_mins(2);
+/// How long a body stalls before it breaks off: longer than a gateway waits for a head.
+const BODY_STALL: Duration = Duration::from_secs(65);
 /// What an endless answer ends at.
 const ENDLESS: usize = 1 << 30;
 /// An answer that a caller must never take for one to a request of its own.
@@ -85,14 +87,19 @@ async fn misbehave<S: AsyncWrite + Unpin>(stream: &mut S, path: &str) -> std::io
         }
         "/stalled-body" => {
             send(stream, &format!("{OK}Content-Length: 1000\r\n\r\nbeginning")).await?;
-            sleep(STALL).await;
+            sleep(BODY_STALL).await;
+            return Ok(false);
+        }
+        // A body in such a coding ends with its connection (RFC 9112, section 6.3).
+        "/odd-coding" => {
+            let coding = "Transfer-Encoding: chunked, identity";
+            send(stream, &format!("{OK}{coding}\r\n\r\n0\r\n\r\n{SMUGGLED}")).await?;
             return Ok(false);
         }
         "/both-lengths" => {
             format!("{OK}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}")
         }
         "/two-lengths" => format!("{OK}Content-Length: 2\r\nContent-Length: 5\r\n\r\nok{SMUGGLED}"),
-        "/odd-coding" => format!("{OK}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{SMUGGLED}"),
         "/bad-chunk" => format!("{OK}Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n"),
         "/short-body" => {
             send(stream, &format!("{OK}Content-Length: 1000\r\n\r\nshort")).await?;

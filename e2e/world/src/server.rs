@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::World;
-use crate::body::{Response, text};
+use crate::body::{Response, text, with_header};
 use crate::journal::bounded;
 use crate::{git, models, packages, raw, web, websocket};
 
@@ -148,7 +148,12 @@ async fn handle(world: &Arc<World>, connection: &Connection, request: Request<In
             None => text(413, "too large"),
         };
     }
-    web::serve(connection, request).await
+    let closes = host_of(&request).starts_with("rebind.");
+    let response = web::serve(connection, request).await;
+    if closes {
+        return with_header(response, "connection", "close");
+    }
+    response
 }
 
 /// Writes down what came, headers included: a test looks there for what must never arrive, and for what must.

@@ -149,7 +149,11 @@ async fn a_neighbour_that_takes_everything_does_not_starve_the_others() {
             "{kind}: {before} ms before, {during} ms beside"
         );
     }
-    // It really did try: it met the ceilings of connections and of look-ups. Status names the latest refusals only.
+    // It really did try: all the connections, and look-ups and bytes beside them.
+    assert!(number(&hog, "connections") + number(&hog, "refused") >= 10_000.0);
+    assert!(number(&hog, "queries") > 1_000.0 && number(&hog, "answers") > 0.0);
+    assert!(number(&hog, "bytes") > 1e7);
+    // It met the ceilings of connections and of look-ups. Status names the latest refusals only.
     let log = harness.gateway_log().await.unwrap();
     let mut denied: BTreeMap<(i64, String), usize> = BTreeMap::new();
     for (_, record) in records_of(&log, "hog") {

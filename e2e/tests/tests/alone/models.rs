@@ -1,5 +1,6 @@
 //! Models: what a provider must not be used for, where requests are routed, and what each costs.
 
+use agentsandbox_api::reason::Reason;
 use e2e::Harness;
 use e2e::egress::{Journal, header, policy};
 use serde_json::{Value, json};
@@ -122,10 +123,12 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         "compressed",
         "broken",
         "too-many",
+        "redirecting",
         "tiny",
     ];
     let models = json!([openai("odd.models.test", &odd, json!({}))]);
     let harness = namespace("models-odd", models, json!({})).await;
+    let journal = Journal::open(&harness);
     let arguments = [
         "odd.models.test",
         "no-usage",
@@ -142,6 +145,7 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         "compressed",
         "broken",
         "too-many",
+        "redirecting",
         "tiny",
         "tiny:stream",
     ];
@@ -157,15 +161,19 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
     let differences = run.differences(&[
         ("broken", &["500*", "502*"]),
         ("too-many", &["429*"]),
-        ("compressed", &["200", "502*", "closed"]),
+        ("compressed", &["502 EncodingNotAllowed"]),
+        ("redirecting", &["302"]),
         ("cut*", &["closed", "200"]),
         ("*", &["200"]),
     ]);
     assert!(
-        differences.is_empty() && run.outcomes.len() == 16,
+        differences.is_empty() && run.outcomes.len() == 17,
         "{differences:#?}\n{}",
         run.log
     );
+    // Each reached its provider once, and a redirect was followed by nobody.
+    assert_eq!(journal.requests_to("odd.models.test").len(), 17);
+    assert!(!journal.text().contains("evil.test"), "{}", journal.text());
     // The gateway's own account of each: 4 words in and 40 out at least, or what 16 bytes a token make of them; never
     // more than was reserved.
     let log = harness.gateway_log().await.unwrap();
@@ -174,7 +182,7 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|record| record["class"] == 6003 && record["action"] == "end")
         .collect();
-    assert_eq!(ends.len(), 16, "{log}");
+    assert_eq!(ends.len(), 17, "{log}");
     let mut sum = 0;
     for end in &ends {
         let tokens = |name: &str| end[name].as_i64().unwrap_or_default();
@@ -183,7 +191,7 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         sum += input + output;
         let fits = match end["model"].as_str().unwrap() {
             "tiny" => (input, output, estimated) == (4, 40, false),
-            "broken" | "too-many" => (input, output) == (0, 0),
+            "broken" | "too-many" | "redirecting" => (input, output) == (0, 0),
             "cut" | "cut-before-usage" => {
                 (4..400).contains(&input) && (40..=200).contains(&output) && estimated
             }
@@ -193,8 +201,37 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
     }
     let egress = run.egress();
     assert_eq!(egress.used.tokens, sum, "{egress:?}");
-    assert_eq!(egress.used.model_requests, 16);
+    assert_eq!(egress.used.model_requests, 17);
     assert!(egress.estimated_tokens > 0 && egress.estimated_tokens < sum);
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_without_end_ends_with_the_budget() {
+    const LIMIT: i64 = 1_000_000;
+    let models = json!([openai("odd.models.test", &["endless"], json!({}))]);
+    let harness = namespace("models-endless", models, json!({})).await;
+    let journal = Journal::open(&harness);
+    harness
+        .start_script(
+            "endless",
+            "odd_models.py",
+            &["odd.models.test", "endless:stream"],
+            json!({"limits": {"egressBytes": LIMIT}}),
+        )
+        .await
+        .unwrap();
+    let status = harness.finished("endless").await.unwrap();
+    let result = status.result.unwrap();
+    assert_eq!(
+        result.reason,
+        Some(Reason::EgressByteBudgetExceeded),
+        "{result:?}"
+    );
+    let egress = status.egress.unwrap();
+    assert_eq!(egress.exhausted, Some(Reason::EgressByteBudgetExceeded));
+    assert!((LIMIT / 2..=LIMIT).contains(&egress.used.bytes), "{egress:?}");
+    assert_eq!(journal.requests_to("odd.models.test").len(), 1);
     harness.finish().await.unwrap();
 }
 

@@ -1,6 +1,7 @@
 //! Attacks from inside a sandbox and from beside it. Each names the rule that it tries to break.
 
 use agentsandbox_api::condition::types;
+use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandbox, RunResult};
 use e2e::Harness;
@@ -46,19 +47,13 @@ async fn a_command_can_neither_forge_nor_silence_its_record() {
             "{policy}: {killing:?}"
         );
 
-        // Nobody else can take the recorder's ports, nor speak to it as the supervisor.
-        let ports = "import socket, os\nfound = []\nfor p in (49871, 49872):\n  s = socket.socket()\n  try:\n    s.bind(('0.0.0.0', p)); s.listen(); found.append(f'bound {p}')\n  except OSError: pass\n  c = socket.socket(); c.settimeout(1)\n  try:\n    c.connect(('127.0.0.1', 49871)); found.append('connected')\n  except OSError: pass\nopen(os.environ['SANDBOX_OUTPUT'], 'w').write(','.join(f for f in found if f != 'bound 49871'))";
-        let taking = result(&harness, &format!("ports-{policy}"), policy, python(ports)).await;
-        assert!(
-            taking
-                .output
-                .as_deref()
-                .unwrap_or_default()
-                .replace("connected", "")
-                .trim_matches(',')
-                .is_empty(),
-            "{policy}: {taking:?}"
+        // Nobody else can take the port by which the recorder says that it has begun.
+        let port = names::PORT_STARTUP;
+        let take = format!(
+            "import socket, os\nresult = 'taken'\ntry:\n  s = socket.socket(); s.bind(('0.0.0.0', {port})); s.listen()\nexcept OSError: result = 'refused'\nopen(os.environ['SANDBOX_OUTPUT'], 'w').write(result)"
         );
+        let taking = result(&harness, &format!("ports-{policy}"), policy, python(&take)).await;
+        assert_eq!(taking.output.as_deref(), Some("refused"), "{policy}: {taking:?}");
     }
     harness.finish().await.unwrap();
 }
@@ -182,10 +177,57 @@ async fn text_of_the_sandbox_is_made_harmless_or_left_out() {
     harness.finish().await.unwrap();
 }
 
+/// Rule 6, of an account that may patch the whole status as far as its role goes.
+async fn a_gateway_writes_its_own_part_of_a_status(harness: &Harness, gateway: &str) {
+    harness
+        .sandbox("held", json!({"command": ["true"], "suspend": true}))
+        .await
+        .unwrap();
+    let patch = |status: &Value| {
+        let change = json!({"status": status}).to_string();
+        let flags = [
+            "--subresource=status",
+            "--type=merge",
+            "--field-manager=agentsandbox-gateway",
+        ];
+        let arguments = ["patch", "agentsandbox", "held", "-p", &change, gateway];
+        harness.kubectl(&[arguments.as_slice(), &flags].concat())
+    };
+    let own = json!({"egress": {"allowed": 7}});
+    patch(&own).unwrap();
+    for foreign in [
+        json!({"phase": "Succeeded"}),
+        json!({"phase": "Succeeded", "egress": {"allowed": 8}}),
+        json!({"result": {"reason": "Completed"}}),
+    ] {
+        let refused = patch(&foreign).expect_err("refused").to_string();
+        assert!(
+            refused.contains("agentsandbox-gateway-writes"),
+            "{foreign}: {refused}"
+        );
+    }
+    let held = harness.api::<AgentSandbox>().get("held").await.unwrap();
+    let egress = held.status.unwrap_or_default().egress.unwrap_or_default();
+    assert_eq!(egress.allowed, 7);
+}
+
 #[tokio::test]
 async fn rights_are_as_small_as_the_manifests_say() {
     let harness = Harness::start("rights").await.unwrap();
     let operator = "--as=system:serviceaccount:agentsandbox-system:agentsandbox-operator";
+    let account = format!("{}:agentsandbox-gateway", harness.namespace);
+    let gateway = &format!("--as=system:serviceaccount:{account}");
+    // As the operator binds it where a policy needs a gateway.
+    let subject = format!("--serviceaccount={account}");
+    harness
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "gateway",
+            "--clusterrole=agentsandbox-gateway",
+            &subject,
+        ])
+        .unwrap();
     harness
         .kubectl(&[
             "create",
@@ -209,6 +251,15 @@ async fn rights_are_as_small_as_the_manifests_say() {
             false,
         ),
         ("create", "pods", operator, true),
+        ("get", "secrets", gateway, false),
+        ("list", "secrets", gateway, false),
+        ("patch", "agentsandboxes.agentsandbox.dev", gateway, false),
+        (
+            "patch",
+            "agentsandboxes.agentsandbox.dev --subresource=status",
+            gateway,
+            true,
+        ),
         ("create", "agentsandboxes.agentsandbox.dev", "--as=jane", true),
         ("create", "sandboxpolicies.agentsandbox.dev", "--as=jane", false),
         ("update", "sandboxpolicies.agentsandbox.dev", "--as=jane", false),
@@ -245,6 +296,7 @@ async fn rights_are_as_small_as_the_manifests_say() {
         let refused = harness.kubectl(&creation).expect_err(what).to_string();
         assert!(refused.contains("ValidatingAdmissionPolicy"), "{what}: {refused}");
     }
+    a_gateway_writes_its_own_part_of_a_status(&harness, gateway).await;
     harness.finish().await.unwrap();
 }
 
