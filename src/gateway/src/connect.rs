@@ -85,7 +85,13 @@ async fn to_address(
     let opened = policy.rules.opened_at(port);
     gateway.network.check(address, &opened)?;
     let cap = policy.rules.rules().get(index).and_then(rule_cap);
-    let exchange = Exchange::begin(session, event.clone(), Allowed::Address { address, port }, cap)?;
+    let exchange = Exchange::begin(
+        gateway,
+        session,
+        event.clone(),
+        Allowed::Address { address, port },
+        cap,
+    )?;
     let timeout = gateway.limits.connect_timeout();
     let reached = reach_address(&*gateway.network, address, port, &opened, timeout).await;
     let upstream = reached.inspect_err(|deny| exchange.fail(*deny))?;
@@ -114,7 +120,7 @@ async fn to_name(
     let cap = rule
         .and_then(|rule| policy.rules.rules().get(rule))
         .and_then(rule_cap);
-    let exchange = Exchange::begin(session, event.clone(), allowed, cap)?;
+    let exchange = Exchange::begin(gateway, session, event.clone(), allowed, cap)?;
     let next = match way {
         Way::Inspect => Next::Inspect(host, port),
         Way::Plain => Next::Plain(host, port),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::account::bytes_of;
 use crate::open::{Allowed, OpenGuard};
 use crate::session::{Event, Session};
+use crate::state::Gateway;
 
 /// A rule's own ceiling of bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,17 +55,24 @@ struct Outcome {
 }
 
 impl Exchange {
-    /// Records that it is allowed, and begins it.
+    /// Records that it is allowed, and begins it, if the run's policy of this moment still allows it.
     ///
     /// # Errors
-    /// [`Deny::LogFull`].
+    /// As [`Exchange::closed_by`]; [`Deny::NotReady`] if the policy is gone; [`Deny::LogFull`].
     pub fn begin(
+        gateway: &Gateway,
         session: &Arc<Session>,
         event: Event,
         allowed: Allowed,
         cap: Option<RuleCap>,
     ) -> Result<Arc<Self>, Deny> {
+        // Whoever edits the policy closes what is open. It may have been edited since it was asked, when this was not:
+        // hence the policy is read once more, and not before this is open.
         let open = session.open.insert(allowed, &session.ended);
+        let is_allowed = open.is_allowed(&gateway.policy(&session.run.policy)?.rules);
+        if !is_allowed || open.cancel.is_cancelled() {
+            return Err(why_closed(session));
+        }
         session.allow(&event)?;
         Ok(Arc::new(Self {
             session: session.clone(),
@@ -89,10 +97,18 @@ impl Exchange {
     /// Why it must be closed, once it is cancelled: its run has ended, or its policy no longer allows it.
     #[must_use]
     pub fn closed_by(&self) -> Deny {
-        if self.session.ended.is_cancelled() {
-            Deny::UnknownSandbox
+        why_closed(&self.session)
+    }
+
+    /// Whether it may go on.
+    ///
+    /// # Errors
+    /// As [`Exchange::closed_by`].
+    pub fn check(&self) -> Result<(), Deny> {
+        if self.cancel().is_cancelled() {
+            Err(self.closed_by())
         } else {
-            Deny::HostNotAllowed
+            Ok(())
         }
     }
 
@@ -165,6 +181,14 @@ impl Exchange {
 
     fn outcome(&self) -> MutexGuard<'_, Outcome> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn why_closed(session: &Session) -> Deny {
+    if session.ended.is_cancelled() {
+        Deny::UnknownSandbox
+    } else {
+        Deny::HostNotAllowed
     }
 }
 

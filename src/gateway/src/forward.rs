@@ -65,7 +65,7 @@ pub async fn by_rule(
         credential: rule.credential.clone(),
     };
     let opened = policy.rules.opened_at(asked.origin.port);
-    let exchange = Exchange::begin(session, event.clone(), allowed, rule_cap(rule))?;
+    let exchange = Exchange::begin(gateway, session, event.clone(), allowed, rule_cap(rule))?;
     let Asked {
         mut parts,
         body,
@@ -104,7 +104,7 @@ pub async fn by_rule(
     };
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().clear();
-    let answer = send(gateway, session, &origin, &opened, request);
+    let answer = send(gateway, &exchange, &origin, &opened, request);
     let (response, lease) = answered(&exchange, gateway.limits.response_timeout(), answer).await?;
     gateway.metrics.first_byte("request", came.elapsed());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,9 @@ pub struct Patience {
 pub struct Activity {
     begun: Instant,
     requests: AtomicUsize,
+    asked: AtomicBool,
     moved_ms: AtomicU64,
+    ended_ms: AtomicU64,
 }
 
 impl Activity {
@@ -40,34 +42,55 @@ impl Activity {
         Arc::new(Self {
             begun: Instant::now(),
             requests: AtomicUsize::new(0),
+            asked: AtomicBool::new(false),
             moved_ms: AtomicU64::new(0),
+            ended_ms: AtomicU64::new(0),
         })
     }
 
     /// A byte went either way.
     pub fn moved(&self) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.moved_ms.store(now, Ordering::Relaxed);
+        self.moved_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// How long nothing has moved.
     #[must_use]
     pub fn still(&self) -> Duration {
-        self.begun
-            .elapsed()
-            .saturating_sub(Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)))
+        self.since(&self.moved_ms)
+    }
+
+    /// How long it is since the last request was answered, or since the start of the connection.
+    #[must_use]
+    pub fn unasked(&self) -> Duration {
+        self.since(&self.ended_ms)
+    }
+
+    /// Whether a request has come.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn since(&self, moment: &AtomicU64) -> Duration {
+        let moment = Duration::from_millis(moment.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(moment)
     }
 
     /// Whether a request is being answered.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) > 0
+        self.requests.load(Ordering::Acquire) > 0
     }
 
     /// A request is being answered, until the guard is dropped.
     #[must_use]
     pub fn request(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
         Busy(self.clone())
     }
 }
@@ -78,7 +101,8 @@ pub struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended_ms.store(self.0.now_ms(), Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::Release);
         self.0.moved();
     }
 }
@@ -119,7 +143,8 @@ impl<S> Guarded<S> {
         }
     }
 
-    /// A connection that speaks HTTP/2, whose frames have one reading only.
+    /// A connection that speaks HTTP/2, whose frames have one reading only. Whoever serves it sees to it that requests
+    /// come in time.
     pub fn http2(inner: S, patience: Patience, activity: Arc<Activity>) -> Self {
         Self {
             strict: None,

@@ -16,7 +16,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::body::{Body, Carried, full};
@@ -89,13 +89,17 @@ pub async fn ask(
         head,
         event: event.clone(),
     };
-    let (answer, decided) = tokio::spawn(async move {
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move {
         let mut round = round;
         let answer = round.run(body, memory).await;
-        (answer, round.event)
-    })
-    .await
-    .map_err(|_| Deny::NotReady)?;
+        let Round { inside, event, .. } = round;
+        if let Err((Err(refusal), event)) = tell.send((answer, event)) {
+            // The sandbox has gone, and with it whoever records what is refused.
+            inside.session.deny(&event, refusal.deny);
+        }
+    });
+    let (answer, decided) = told.await.map_err(|_| Deny::NotReady)?;
     *event = decided;
     answer
 }
@@ -174,7 +178,7 @@ impl Round {
                     Deny::UpstreamUnreachable | Deny::UpstreamTimeout | Deny::UpstreamUntrusted
                 ),
             };
-            if is_last || !may_help || self.inside.session.ended.is_cancelled() {
+            if is_last || !may_help {
                 drop(memory);
                 return attempt;
             }
@@ -192,9 +196,16 @@ impl Round {
             steps: 1,
             bytes: 0,
         };
-        let quota = self.policy.quota.reserve(need).await?;
-        let run = self.inside.session.account.reserve(need, need).await?;
-        Ok(Leave { run, quota })
+        let session = &self.inside.session;
+        let leave = async {
+            let quota = self.policy.quota.reserve(need).await?;
+            let run = session.account.reserve(need, need).await?;
+            Ok(Leave { run, quota })
+        };
+        tokio::select! {
+            leave = leave => leave,
+            () = session.ended.cancelled() => Err(Deny::UnknownSandbox),
+        }
     }
 
     /// Sends the request to one target.
@@ -241,22 +252,28 @@ impl Round {
             tls: true,
             http1: self.http1,
         };
-        let opened = self.policy.rules.opened_at(MODEL_PORT);
         let allowed = Allowed::Model {
             host: self.host.clone(),
             model: prepared.model.clone(),
+            target: target.clone(),
+            server_tools: prepared.rule.server_tools.clone(),
         };
-        let exchange = Exchange::begin(session, event, allowed, None)?;
+        let exchange = Exchange::begin(gateway, session, event, allowed, None)?;
         if bytes > 0 {
             exchange
                 .spend(Direction::Sent, bytes)
                 .await
                 .inspect_err(|deny| exchange.fail(*deny))?;
         }
+        // What this moment's policy opens, and not the one's by which the body was read.
+        let policy = gateway
+            .policy(&session.run.policy)
+            .inspect_err(|deny| exchange.fail(*deny))?;
+        let opened = policy.rules.opened_at(MODEL_PORT);
         let begun = Instant::now();
         // From here on it may be answered: whoever drops the bill pays for all of it.
         let bill = Bill::new(&exchange, leave, prepared.unanswered());
-        let answer = send(gateway, session, &origin, &opened, request);
+        let answer = send(gateway, &exchange, &origin, &opened, request);
         let (patience, drain) = (
             gateway.limits.model_response_timeout(),
             gateway.limits.model_drain(),
@@ -265,14 +282,18 @@ impl Round {
         let (response, connection) = match outcome {
             Ok(answered) => answered,
             Err(deny) => {
-                exchange.fail(deny);
                 match deny {
-                    // Nothing was sent, or nobody was there.
-                    Deny::UpstreamUntrusted | Deny::AddressForbidden | Deny::NameMalformed => {
-                        bill.settle(Charge::default());
-                    }
+                    // Nothing was sent: nobody was there, or it was closed before.
+                    Deny::UpstreamUntrusted
+                    | Deny::AddressForbidden
+                    | Deny::NameMalformed
+                    | Deny::HostNotAllowed
+                    | Deny::UnknownSandbox => bill.settle(Charge::default()),
                     _ => drop(bill),
                 }
+                // That it was closed is no fault of the target's: no other one is asked.
+                let deny = exchange.check().err().unwrap_or(deny);
+                exchange.fail(deny);
                 return Err(deny.into());
             }
         };
@@ -282,6 +303,7 @@ impl Round {
             let status = response.status();
             exchange.answered(status.as_u16());
             bill.settle(Meter::new(prepared, None).finish(status.as_u16(), true));
+            exchange.check().inspect_err(|deny| exchange.fail(*deny))?;
             let mut response = Response::new(full(Bytes::new()));
             *response.status_mut() = status;
             return Ok(response);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentsandbox_egress::credential::Credential;
 use agentsandbox_egress::name::HostName;
-use agentsandbox_egress::rules::{EgressPolicy, Permit, Scheme, Way};
+use agentsandbox_egress::rules::{EgressPolicy, Permit, Scheme, Target, Way};
 use tokio_util::sync::CancellationToken;
 
 /// Something that was allowed and goes on.
@@ -51,6 +51,10 @@ pub enum Allowed {
         host: HostName,
         /// The model that was asked for.
         model: String,
+        /// Where it goes, and with which key.
+        target: Target,
+        /// Tools of the provider's that it may ask for.
+        server_tools: Vec<String>,
     },
 }
 
@@ -96,10 +100,19 @@ impl Allowed {
                 Ok(Permit::Rule { rule, .. }) => rule.credential == *credential,
                 Ok(Permit::Model(_)) | Err(_) => false,
             },
-            Self::Model { host, model } => rules
+            Self::Model {
+                host,
+                model,
+                target,
+                server_tools,
+            } => rules
                 .models_at(host)
                 .iter()
-                .any(|rule| rule.allow.iter().any(|allowed| allowed == model)),
+                .find(|rule| rule.allow.contains(model))
+                .is_some_and(|rule| {
+                    rule.targets.contains(target)
+                        && server_tools.iter().all(|tool| rule.server_tools.contains(tool))
+                }),
         }
     }
 }
@@ -181,6 +194,18 @@ impl OpenSet {
     }
 }
 
+impl OpenGuard {
+    /// Whether `rules` allow it.
+    #[must_use]
+    pub fn is_allowed(&self, rules: &EgressPolicy) -> bool {
+        let inner = self.set.inner();
+        inner
+            .open
+            .get(&self.id)
+            .is_some_and(|(allowed, _)| allowed.still(rules))
+    }
+}
+
 impl Drop for OpenGuard {
     fn drop(&mut self) {
         let mut inner = self.set.inner();
@@ -250,6 +275,48 @@ mod tests {
         };
         assert!(request.still(&rules(&[("a.example", &["/files/"])])));
         assert!(!request.still(&rules(&[("a.example", &["/other/"])])));
+    }
+
+    #[test]
+    fn a_model_request_is_closed_when_its_model_target_key_or_tools_are_no_longer_allowed() {
+        let policy = |model: serde_json::Value| {
+            let spec = serde_json::json!({"models": [model]});
+            EgressPolicy::compile(&serde_json::from_value(spec).unwrap()).unwrap()
+        };
+        let model = serde_json::json!({
+            "provider": "OpenAI", "host": "a.example", "allow": ["m", "n"], "serverTools": ["web_search"],
+            "credential": {"secretRef": {"name": "keys", "key": "a"}}, "fallbacks": [{"host": "b.example"}],
+        });
+        let rules = policy(model.clone());
+        let host: HostName = "a.example".parse().unwrap();
+        let requests = rules.models_at(&host)[0]
+            .targets
+            .iter()
+            .map(|target| Allowed::Model {
+                host: host.clone(),
+                model: "m".to_owned(),
+                target: target.clone(),
+                server_tools: vec!["web_search".to_owned()],
+            });
+        let requests: Vec<Allowed> = requests.collect();
+        for (field, value, expected) in [
+            ("allow", serde_json::json!(["m"]), [true, true]),
+            ("allow", serde_json::json!(["n"]), [false, false]),
+            ("fallbacks", serde_json::json!([]), [true, false]),
+            ("route", serde_json::json!({"host": "a.example"}), [true, true]),
+            (
+                "credential",
+                serde_json::json!({"secretRef": {"name": "keys", "key": "b"}}),
+                [false, true],
+            ),
+            ("serverTools", serde_json::json!([]), [false, false]),
+        ] {
+            let mut model = model.clone();
+            model[field] = value;
+            let rules = policy(model);
+            let still: Vec<bool> = requests.iter().map(|request| request.still(&rules)).collect();
+            assert_eq!(still, expected, "{field}");
+        }
     }
 
     #[test]

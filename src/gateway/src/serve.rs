@@ -30,6 +30,7 @@ pub async fn serve(io: ClientIo, is_http2: bool, inside: Arc<Inside>, cancel: Ca
     let patience = limits.patience();
     let idle = Idle {
         inside: inside.clone(),
+        first: is_http2.then_some(patience.head),
         keep_alive: limits.keep_alive(),
         still: limits.idle_timeout(),
         cancel,
@@ -108,6 +109,8 @@ enum Over {
 /// Tells when a connection has had its time.
 struct Idle {
     inside: Arc<Inside>,
+    /// How long the first request may take, head and all, of a connection whose heads nobody else measures: HTTP/2.
+    first: Option<Duration>,
     keep_alive: Duration,
     still: Duration,
     cancel: CancellationToken,
@@ -116,30 +119,41 @@ struct Idle {
 impl Idle {
     /// Why nothing new is begun on it any more.
     async fn over(&self) -> Over {
-        let look = LOOK.min(self.keep_alive);
+        let look = self.look();
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return Over::Cancelled,
                 () = self.inside.gateway.stopping.cancelled() => return Over::Stopping,
                 () = tokio::time::sleep(look) => {}
             }
-            let activity = &self.inside.activity;
-            let patience = if activity.is_busy() {
-                self.still
-            } else {
-                self.keep_alive
-            };
-            if activity.still() >= patience {
+            if self.is_over() {
                 return Over::Idle;
             }
         }
+    }
+
+    fn is_over(&self) -> bool {
+        let activity = &self.inside.activity;
+        if activity.is_busy() {
+            return activity.still() >= self.still;
+        }
+        match self.first {
+            Some(first) if !activity.was_asked() => activity.unasked() >= first,
+            // Bytes move without any request, too: pings, or a head that trickles in.
+            Some(_) => activity.unasked() >= self.keep_alive,
+            None => activity.still() >= self.keep_alive,
+        }
+    }
+
+    fn look(&self) -> Duration {
+        LOOK.min(self.keep_alive).min(self.first.unwrap_or(LOOK))
     }
 
     /// Until what is under way must end as well.
     async fn last(&self, over: Over) {
         match over {
             Over::Cancelled => {}
-            Over::Idle => tokio::time::sleep(LOOK).await,
+            Over::Idle => tokio::time::sleep(self.look()).await,
             Over::Stopping => self.cancel.cancelled().await,
         }
     }

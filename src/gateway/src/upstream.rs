@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
+use crate::exchange::Exchange;
 use crate::network::reach_host;
 use crate::session::Session;
 use crate::state::Gateway;
@@ -158,17 +159,20 @@ impl Lease {
     }
 }
 
-/// Sends a request whose target is path and query only, by a connection of the pool or a new one.
+/// Sends a request whose target is path and query only, by a connection of the pool or a new one. An exchange that is
+/// closed before anything was sent sends nothing.
 ///
 /// # Errors
-/// What went wrong on the way to the destination.
+/// What went wrong on the way to the destination; as [`Exchange::closed_by`] if nothing was sent.
 pub async fn send(
     gateway: &Gateway,
-    session: &Session,
+    exchange: &Exchange,
     origin: &Origin,
     opened: &[IpNet],
     mut request: Request<Body>,
 ) -> Result<(Response<Incoming>, Lease), Deny> {
+    exchange.check()?;
+    let session = &exchange.session;
     let target = request.uri().path_and_query().cloned();
     if let Some(pooled) = session.pool.take(origin) {
         address(&mut request, origin, target.clone(), &pooled)?;
@@ -180,7 +184,11 @@ pub async fn send(
         }
     }
     // Boxed: a TLS handshake's state is large, and most requests need none.
-    let sender = Box::pin(connect(gateway, session, origin, opened)).await?;
+    let sender = tokio::select! {
+        biased;
+        () = exchange.cancel().cancelled() => return Err(exchange.closed_by()),
+        sender = Box::pin(connect(gateway, session, origin, opened)) => sender?,
+    };
     address(&mut request, origin, target, &sender)?;
     match sender.send(origin, request).await {
         Ok(answer) => Ok(answer),

@@ -22,6 +22,8 @@ pub(super) struct Writer {
     seen: Option<Versioned<EgressStatus>>,
     /// A write of which nobody knows whether it was made.
     doubtful: Option<Attempt>,
+    /// The run's last write was made: another one would say that there is more to come.
+    settled: bool,
 }
 
 impl Writer {
@@ -30,6 +32,7 @@ impl Writer {
         Self {
             seen: Some(seen),
             doubtful: None,
+            settled: false,
         }
     }
 }
@@ -97,7 +100,9 @@ impl Account {
     /// Returns whether it was made.
     pub async fn close(self: &Arc<Self>, settled: bool) -> bool {
         let mut writer = self.writer.lock().await;
-        self.write(&mut writer, Purpose::Last { settled }).await.is_ok()
+        let is_made = self.write(&mut writer, Purpose::Last { settled }).await.is_ok();
+        writer.settled |= is_made && settled;
+        is_made
     }
 
     fn is_changed(&self) -> bool {
@@ -114,6 +119,9 @@ impl Account {
         writer: &mut Writer,
         purpose: Purpose,
     ) -> Result<Option<Reservation>, Stop> {
+        if writer.settled {
+            return Err(Stop::Deny(Deny::UnknownSandbox));
+        }
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE * 2_u32.pow(attempt - 1)).await;

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{EgressCounters, EgressStatus, Limits as AskedLimits};
+use agentsandbox_egress::deny::Deny;
+use sandbox_gateway::account::bytes_of;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -295,6 +297,17 @@ async fn figures_of_an_earlier_run_are_not_this_one_s() {
         (status.exhausted, status.settled, status.pod_uid.as_deref()),
         (None, false, Some("uid-one"))
     );
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_after_a_run_s_last_figures() {
+    let (harness, sandbox) = start(bytes(1_000)).await;
+    let session = harness.gateway.session(sandbox.address).unwrap();
+    harness.gateway.pod_gone(&sandbox.pod_uid);
+    let last = harness.status("one", |status| status.settled).await;
+    let claimed = session.account.reserve(bytes_of(10), bytes_of(10)).await;
+    assert_eq!(claimed.err(), Some(Deny::UnknownSandbox));
+    assert_eq!(harness.sink.run("one"), Some(last));
 }
 
 #[tokio::test]

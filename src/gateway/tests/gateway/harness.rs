@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -113,11 +113,17 @@ impl Network for FakeNetwork {
 }
 
 #[derive(Clone, Default)]
-pub struct Lines(Arc<Mutex<Vec<u8>>>);
+pub struct Lines {
+    text: Arc<Mutex<Vec<u8>>>,
+    is_broken: Arc<AtomicBool>,
+}
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        if self.is_broken.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        self.text.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -317,7 +323,7 @@ impl Harness {
 
     /// All records so far.
     pub fn records(&self) -> Vec<Value> {
-        let text = self.log.0.lock().unwrap().clone();
+        let text = self.log.text.lock().unwrap().clone();
         String::from_utf8(text)
             .unwrap()
             .lines()
@@ -327,7 +333,17 @@ impl Harness {
 
     /// Everything that was written, as text.
     pub fn log_text(&self) -> String {
-        String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(self.log.text.lock().unwrap().clone()).unwrap()
+    }
+
+    /// From now on nothing can be recorded.
+    pub async fn break_log(&self) {
+        self.log.is_broken.store(true, Ordering::SeqCst);
+        // The gateway learns it by the next record.
+        self.gateway.stranger("proxy", local(99));
+        tokio::time::timeout(PATIENCE, self.gateway.log.broken())
+            .await
+            .unwrap();
     }
 
     /// Waits until a record of this action and reason is there.

@@ -11,6 +11,7 @@ mod dns;
 mod harness;
 mod identity;
 mod inspect;
+mod log;
 mod models;
 mod policy;
 mod shares;

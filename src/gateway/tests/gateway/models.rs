@@ -33,7 +33,7 @@ pub fn policy() -> Value {
     policy_with(json!({}))
 }
 
-fn policy_with(more: Value) -> Value {
+pub fn policy_with(more: Value) -> Value {
     let credential = json!({"secretRef": {"name": "models", "key": "openai"}});
     let mut policy = json!({"models": [
         {"provider": "OpenAI", "host": "api.openai.test", "credential": credential, "contextTokens": 1000, "defaultOutputTokens": 50,
@@ -46,6 +46,8 @@ fn policy_with(more: Value) -> Value {
             {"host": "dead.openai.test", "model": "real-two"},
             {"host": "api.openai.test", "model": "good", "credential": credential},
          ]},
+        {"provider": "OpenAICompatible", "host": "llm.example.test", "allow": ["local"], "contextTokens": 1000,
+         "credential": credential},
     ]});
     for (name, value) in more.as_object().unwrap() {
         policy[name] = value.clone();
@@ -53,30 +55,59 @@ fn policy_with(more: Value) -> Value {
     policy
 }
 
+/// A policy whose first target takes requests and never answers.
+pub fn stalled_policy() -> Value {
+    json!({"models": [
+        {"provider": "OpenAI", "host": "slow.openai.test", "allow": ["alias", "other"], "contextTokens": 1000,
+         "route": {"host": "stalled.openai.test", "model": "real-one"},
+         "fallbacks": [
+            {"host": "api.openai.test", "model": "good",
+             "credential": {"secretRef": {"name": "models", "key": "openai"}}},
+         ]},
+    ]})
+}
+
 pub async fn start(policy: Value, limits: AskedLimits) -> (Harness, Sandbox, Arc<Provider>) {
-    let (harness, provider) = gateway(policy, FakeSink::new()).await;
+    start_with(policy, limits, &[]).await
+}
+
+/// With options of the gateway's command line.
+pub async fn start_with(
+    policy: Value,
+    limits: AskedLimits,
+    options: &[&str],
+) -> (Harness, Sandbox, Arc<Provider>) {
+    let (harness, provider) = gateway_with(policy, FakeSink::new(), options).await;
     let sandbox = harness.sandbox_with("one", 11, limits).await;
     (harness, sandbox, provider)
 }
 
 pub async fn gateway(policy: Value, sink: Arc<FakeSink>) -> (Harness, Arc<Provider>) {
-    let harness = Harness::beside(policy, &["--model-drain-seconds", "2"], sink, Arc::default()).await;
+    gateway_with(policy, sink, &[]).await
+}
+
+async fn gateway_with(policy: Value, sink: Arc<FakeSink>, options: &[&str]) -> (Harness, Arc<Provider>) {
+    let options = [&["--model-drain-seconds", "2"], options].concat();
+    let harness = Harness::beside(policy, &options, sink, Arc::default()).await;
     let provider = Arc::new(Provider::default());
-    for host in ["api.openai.test", "api.anthropic.test", "busy.openai.test"] {
+    for host in [
+        "api.openai.test",
+        "api.anthropic.test",
+        "llm.example.test",
+        "busy.openai.test",
+        "stalled.openai.test",
+    ] {
         let kept = provider.clone();
-        let is_busy = host.starts_with("busy");
         let config = harness.world.server(host, &["h2", "http/1.1"]);
-        let server = http_server(Some(config), move |request| {
-            provide(kept.clone(), request, is_busy)
-        })
-        .await;
+        let server = http_server(Some(config), move |request| provide(kept.clone(), request, host)).await;
         harness.network.route(host, 443, server);
     }
-    harness.secret("models", "openai", KEY, "api.openai.test\napi.anthropic.test\n");
+    let hosts = "api.openai.test\napi.anthropic.test\nllm.example.test\n";
+    harness.secret("models", "openai", KEY, hosts);
     (harness, provider)
 }
 
-async fn provide(provider: Arc<Provider>, request: Request<Incoming>, is_busy: bool) -> Answer {
+async fn provide(provider: Arc<Provider>, request: Request<Incoming>, host: &str) -> Answer {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let asked: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
@@ -89,7 +120,10 @@ async fn provide(provider: Arc<Provider>, request: Request<Incoming>, is_busy: b
         .lock()
         .unwrap()
         .push((parts.uri.path().to_owned(), seen));
-    if is_busy {
+    if host.starts_with("stalled") {
+        std::future::pending::<()>().await;
+    }
+    if host.starts_with("busy") {
         let mut response = answer("{\"error\":{}}");
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         return response;
@@ -556,6 +590,66 @@ async fn routes_and_fallbacks_are_tried_in_order_each_with_its_own_key() {
         .record("end", Some("UpstreamUnreachable"), "dead.openai.test")
         .await;
     harness.record("end", None, "busy.openai.test").await;
+}
+
+#[tokio::test]
+async fn a_target_that_does_not_answer_in_time_is_paid_for_and_the_next_one_is_asked() {
+    let options = ["--model-response-timeout-seconds", "1"];
+    let (harness, sandbox, provider) = start_with(stalled_policy(), AskedLimits::default(), &options).await;
+    let mut stream = open(&harness, &sandbox, "slow.openai.test", &["http/1.1"]).await;
+    let request = post(
+        "/v1/chat/completions",
+        "slow.openai.test",
+        &chat("alias", json!({})),
+    );
+    let back = ask(&mut stream, &request).await;
+    assert!(
+        back.starts_with("HTTP/1.1 200") && back.contains("\"total_tokens\":10"),
+        "{back}"
+    );
+    let requests = provider.requests.lock().unwrap().clone();
+    let asked: Vec<_> = requests.iter().map(|(_, seen)| &seen["model"]).collect();
+    assert_eq!(asked, ["real-one", "good"]);
+    harness
+        .record("end", Some("UpstreamTimeout"), "stalled.openai.test")
+        .await;
+    let status = harness
+        .status("one", |status| status.used.model_requests == 2)
+        .await;
+    assert!(
+        status.estimated_tokens > 20,
+        "it may have done the work: {status:?}"
+    );
+    assert_eq!(status.used.tokens, status.estimated_tokens + 10);
+}
+
+#[tokio::test]
+async fn a_server_that_is_compatible_with_openai_s_is_asked_with_its_own_fields_and_metered() {
+    let (harness, sandbox, provider) = start(policy(), AskedLimits::default()).await;
+    let mut stream = open(&harness, &sandbox, "llm.example.test", &["http/1.1"]).await;
+    let body = chat("local", json!({"top_k": 5}));
+    let back = ask(
+        &mut stream,
+        &post("/v1/chat/completions", "llm.example.test", &body),
+    )
+    .await;
+    assert!(back.starts_with("HTTP/1.1 200") && !back.contains(KEY), "{back}");
+    let (_, seen) = provider.requests.lock().unwrap()[0].clone();
+    assert_eq!(
+        (&seen["model"], &seen["top_k"], &seen["header authorization"]),
+        (&json!("local"), &json!(5), &json!(format!("Bearer {KEY}")))
+    );
+    assert!(
+        seen.get("store").is_none(),
+        "other servers know no such field: {seen}"
+    );
+    let status = harness.status("one", |status| status.used.tokens == 10).await;
+    assert_eq!((status.used.model_requests, status.estimated_tokens), (1, 0));
+    let back = complete(&harness, &sandbox, &chat("good", json!({"top_k": 5}))).await;
+    assert!(
+        back.contains("FieldNotAllowed"),
+        "OpenAI knows no such field: {back}"
+    );
 }
 
 #[tokio::test]

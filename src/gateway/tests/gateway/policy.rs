@@ -1,13 +1,22 @@
 //! Policies that change while something is open.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use agentsandbox_api::sandbox::Limits as AskedLimits;
+use agentsandbox_egress::budget::Counters;
+use http::StatusCode;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::client::TlsStream;
 
-use crate::harness::{Harness, Sandbox, is_closed, local, next_registered};
+use crate::harness::{Harness, Sandbox, eventually, is_closed, local, next_registered, read_response};
 use crate::inspect::{ask, open, serve_echo};
-use crate::world::raw_echo;
+use crate::models::{self, chat, post, stalled_policy};
+use crate::world::{answer, http_server, raw_echo};
 
 async fn harness() -> (Harness, Sandbox) {
     let harness = Harness::start(json!({"egress": {"allow": [
@@ -120,4 +129,185 @@ async fn a_gateway_that_stops_gives_back_and_tells_its_recorders() {
     );
     let status = harness.sink.run("one").unwrap();
     assert!(!status.settled && status.used.bytes == 8, "{status:?}");
+}
+
+/// What the run was charged beside its bytes.
+fn charged(harness: &Harness, sandbox: &Sandbox) -> Counters {
+    let used = harness
+        .gateway
+        .session_of(&sandbox.pod_uid)
+        .unwrap()
+        .account
+        .used();
+    Counters { bytes: 0, ..used }
+}
+
+/// Asks a model, without waiting for the answer.
+async fn send(harness: &Harness, sandbox: &Sandbox, host: &str, model: &str) -> TlsStream<TcpStream> {
+    let mut stream = open(harness, sandbox, host, &["http/1.1"]).await;
+    let request = post("/v1/chat/completions", host, &chat(model, json!({})));
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// The provider's host answers when it is told to, with this; it counts what it is asked.
+async fn answer_later(
+    harness: &Harness,
+    host: &str,
+    status: StatusCode,
+    body: Value,
+) -> (Arc<AtomicUsize>, Arc<Notify>) {
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (counted, gate) = (asked.clone(), go.clone());
+    let config = harness.world.server(host, &["http/1.1"]);
+    let server = http_server(Some(config), move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let (gate, body) = (gate.clone(), body.to_string());
+        async move {
+            gate.notified().await;
+            let mut response = answer(body);
+            *response.status_mut() = status;
+            response
+        }
+    })
+    .await;
+    harness.network.route(host, 443, server);
+    (asked, go)
+}
+
+#[tokio::test]
+async fn a_model_request_that_is_closed_is_paid_for_and_goes_to_no_other_target() {
+    for is_gone in [false, true] {
+        let (harness, sandbox, provider) = models::start(stalled_policy(), AskedLimits::default()).await;
+        let mut stream = send(&harness, &sandbox, "slow.openai.test", "alias").await;
+        eventually(|| (provider.requests.lock().unwrap().len() == 1).then_some(()))
+            .await
+            .unwrap();
+        if is_gone {
+            harness.gateway.policy_gone("default");
+            assert!(is_closed(&mut stream).await);
+        } else {
+            let mut policy = stalled_policy();
+            policy["models"][0]["allow"] = json!(["other"]);
+            harness.set_policy(policy);
+            let back = read_response(&mut stream).await;
+            assert!(
+                back.starts_with("HTTP/1.1 403") && back.contains("HostNotAllowed"),
+                "{back}"
+            );
+        }
+        harness
+            .record("end", Some("HostNotAllowed"), "stalled.openai.test")
+            .await;
+        harness
+            .record("deny", Some("HostNotAllowed"), "slow.openai.test")
+            .await;
+        assert_eq!(
+            provider.requests.lock().unwrap().len(),
+            1,
+            "no other one is asked"
+        );
+        let used = charged(&harness, &sandbox);
+        assert!(
+            used.model_requests == 1 && used.tokens > 20,
+            "the first one may have done the work: {used:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_fallback_that_the_policy_no_longer_names_is_not_asked() {
+    let (harness, sandbox, provider) = models::start(stalled_policy(), AskedLimits::default()).await;
+    let busy = StatusCode::TOO_MANY_REQUESTS;
+    let (asked, go) = answer_later(&harness, "stalled.openai.test", busy, json!({})).await;
+    let mut stream = send(&harness, &sandbox, "slow.openai.test", "alias").await;
+    eventually(|| (asked.load(Ordering::SeqCst) == 1).then_some(()))
+        .await
+        .unwrap();
+    let mut policy = stalled_policy();
+    policy["models"][0]["fallbacks"] = json!([]);
+    harness.set_policy(policy);
+    go.notify_one();
+    let back = read_response(&mut stream).await;
+    assert!(
+        back.starts_with("HTTP/1.1 403") && back.contains("HostNotAllowed"),
+        "{back}"
+    );
+    assert!(provider.requests.lock().unwrap().is_empty());
+    assert_eq!(charged(&harness, &sandbox).model_requests, 1);
+}
+
+#[tokio::test]
+async fn a_request_whose_model_is_cut_while_its_body_trickles_in_is_not_sent() {
+    let limits = AskedLimits {
+        tokens: Some(1_000),
+        model_requests: Some(5),
+        ..AskedLimits::default()
+    };
+    let (harness, sandbox, provider) = models::start(models::policy(), limits).await;
+    let session = harness.gateway.session(sandbox.address).unwrap();
+    let all = session.model_memory.available_permits();
+    let mut stream = open(&harness, &sandbox, "api.openai.test", &["http/1.1"]).await;
+    let request = post(
+        "/v1/chat/completions",
+        "api.openai.test",
+        &chat("good", json!({})),
+    );
+    let (most, rest) = request.split_at(request.len() - 5);
+    stream.write_all(most.as_bytes()).await.unwrap();
+    eventually(|| (session.model_memory.available_permits() < all).then_some(()))
+        .await
+        .unwrap();
+    let mut policy = models::policy();
+    policy["models"][0]["allow"] = json!(["slow"]);
+    harness.set_policy(policy);
+    let back = ask(&mut stream, rest).await;
+    assert!(
+        back.starts_with("HTTP/1.1 403") && back.contains("HostNotAllowed"),
+        "{back}"
+    );
+    harness
+        .record("deny", Some("HostNotAllowed"), "api.openai.test")
+        .await;
+    assert!(provider.requests.lock().unwrap().is_empty());
+    assert!(harness.network.dialled.lock().unwrap().is_empty());
+    assert_eq!(charged(&harness, &sandbox), Counters::ZERO);
+    harness.gateway.pod_gone(&sandbox.pod_uid);
+    let status = harness.status("one", |status| status.settled).await;
+    assert_eq!(
+        (status.claimed.tokens, status.claimed.model_requests),
+        (0, 0),
+        "it was given back"
+    );
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_budget_while_its_run_ends_is_not_sent() {
+    // Enough for one such request at a time, and for many when it is known what they cost.
+    let limits = AskedLimits {
+        tokens: Some(200),
+        ..AskedLimits::default()
+    };
+    let (harness, sandbox, _) = models::start(models::policy(), limits).await;
+    let cost = json!({"usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}});
+    let (asked, go) = answer_later(&harness, "api.openai.test", StatusCode::OK, cost).await;
+    let session = harness.gateway.session(sandbox.address).unwrap();
+    let first = send(&harness, &sandbox, "api.openai.test", "good").await;
+    eventually(|| (asked.load(Ordering::SeqCst) == 1).then_some(()))
+        .await
+        .unwrap();
+    let free = session.model_memory.available_permits();
+    let second = send(&harness, &sandbox, "api.openai.test", "good").await;
+    eventually(|| (session.model_memory.available_permits() < free).then_some(()))
+        .await
+        .unwrap();
+    harness.gateway.pod_gone(&sandbox.pod_uid);
+    harness
+        .record("deny", Some("UnknownSandbox"), "api.openai.test")
+        .await;
+    go.notify_one();
+    let status = harness.status("one", |status| status.settled).await;
+    assert_eq!((status.used.model_requests, status.used.tokens), (1, 10));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    drop((first, second));
 }

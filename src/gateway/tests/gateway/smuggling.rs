@@ -3,11 +3,17 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Harness, Sandbox, connect_from, is_closed, read_response};
+use crate::harness::{Harness, PATIENCE, Sandbox, connect_from, is_closed, read_response};
+use crate::inspect::{open, start_with};
 use crate::world::{raw_server, read_head};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -250,4 +256,60 @@ async fn a_few_interim_answers_are_passed_over_and_a_flood_ends_the_request() {
         let back = read_response(&mut stream).await;
         assert!(back.starts_with(expected), "{path}: {back}");
     }
+}
+
+/// A gateway that is not patient, and a host that is asked by HTTP/2.
+async fn http2_host() -> (Harness, Sandbox) {
+    let policy = json!({"egress": {"allow": [{"host": "api.example.test", "tls": "Inspect"}]}});
+    start_with(
+        policy,
+        &["--head-timeout-seconds", "1", "--keep-alive-seconds", "1"],
+    )
+    .await
+}
+
+#[tokio::test]
+async fn an_http2_connection_whose_first_request_trickles_in_is_cut_off() {
+    let (harness, sandbox) = http2_host().await;
+    // The preface, no settings, and the head of a frame of 4 KiB of header fields.
+    let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\x10\0\x01\x04\0\0\0\x01";
+    for at_once in [0, opening.len()] {
+        let stream = open(&harness, &sandbox, "api.example.test", &["h2"]).await;
+        let (mut read, mut write) = tokio::io::split(stream);
+        let trickle = tokio::spawn(async move {
+            let mut bytes = opening.to_vec();
+            bytes.resize(4_096, 0);
+            let _ = write.write_all(&bytes[..at_once]).await;
+            for byte in &bytes[at_once..] {
+                let _ = write.write_all(&[*byte]).await;
+                let _ = write.flush().await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(is_closed(&mut read).await, "{at_once} at once");
+        trickle.abort();
+    }
+}
+
+#[tokio::test]
+async fn an_http2_connection_without_a_request_is_closed_whatever_its_pings_say() {
+    let (harness, sandbox) = http2_host().await;
+    let stream = open(&harness, &sandbox, "api.example.test", &["h2"]).await;
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_millis(200))
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::get("https://api.example.test/")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.into_body().collect().await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, connection).await;
+    assert!(ended.is_ok(), "it is still open");
+    drop(sender);
 }
