@@ -4,28 +4,37 @@ use std::net::{IpAddr, SocketAddr};
 
 use agentsandbox_egress::rules::{Destination, EgressPolicy};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
 use crate::config::Config;
 use crate::facts::Facts;
 
-/// Addresses of nodes, pods, Services and the API server.
+/// Most addresses of one load balancer: more would make the network policies of all gateways too large.
+const LOAD_BALANCER_MAX: usize = 64;
+
+/// Addresses of nodes, pods, Services, load balancers and the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterAddresses {
     /// Ranges, with what they are.
     known: Vec<(IpNet, String)>,
     api_servers: Vec<SocketAddr>,
     dns: Option<IpAddr>,
-    /// How many of `known` do not come and go with nodes; they lead.
+    /// How many of `known` do not come and go with nodes and load balancers; they lead.
     lasting: usize,
 }
 
 impl ClusterAddresses {
     /// Puts together what is configured, what was read at the start, and what is watched.
     #[must_use]
-    pub fn gather(facts: &Facts, config: &Config, endpoints: &[SocketAddr], nodes: &[NodeAddresses]) -> Self {
+    pub fn gather(
+        facts: &Facts,
+        config: &Config,
+        endpoints: &[SocketAddr],
+        load_balancers: &[IpNet],
+        nodes: &[NodeAddresses],
+    ) -> Self {
         let mut known: Vec<(IpNet, String)> = config
             .cluster_ranges
             .0
@@ -51,6 +60,8 @@ impl ClusterAddresses {
                 .map(|canary| ((*canary).into(), "the operator".to_owned())),
         );
         let lasting = known.len();
+        let balancers = load_balancers.iter();
+        known.extend(balancers.map(|address| (*address, "a load balancer".to_owned())));
         for node in nodes {
             let what = format!("node {}", node.name);
             known.extend(node.ranges.iter().map(|range| (*range, what.clone())));
@@ -71,8 +82,9 @@ impl ClusterAddresses {
         nets.into_iter()
     }
 
-    /// Those that do not come and go with nodes, for the gateway's own checks. A node's address is closed by the
-    /// gateway's network policy; the configuration should name the ranges of nodes as well.
+    /// Those that do not come and go with nodes and load balancers, for the gateway's own checks: one that changes
+    /// replaces the gateway. The others are closed by its network policy; the configuration should name their ranges as
+    /// well.
     #[must_use]
     pub fn lasting(&self) -> String {
         let mut nets: Vec<IpNet> = self.known[..self.lasting].iter().map(|(net, _)| *net).collect();
@@ -153,6 +165,30 @@ impl NodeAddresses {
     }
 }
 
+/// Addresses by which a Service of type `LoadBalancer` is reached from outside of the cluster: what its load balancer
+/// has given it, and what it lists itself. Host names and what can't be read are left out.
+#[must_use]
+pub fn load_balancer_addresses(service: &Service) -> Vec<IpNet> {
+    let spec = service.spec.as_ref();
+    let Some(spec) = spec.filter(|spec| spec.type_.as_deref() == Some("LoadBalancer")) else {
+        return Vec::new();
+    };
+    let status = service.status.as_ref();
+    let ingress = status
+        .and_then(|status| status.load_balancer.as_ref())
+        .into_iter()
+        .flat_map(|balancer| balancer.ingress.iter().flatten());
+    let mut addresses: Vec<IpNet> = ingress
+        .filter_map(|ingress| ingress.ip.as_ref())
+        .chain(spec.external_ips.iter().flatten())
+        .filter_map(|address| address.parse::<IpAddr>().ok())
+        .take(LOAD_BALANCER_MAX)
+        .map(|address| address.to_canonical().into())
+        .collect();
+    addresses.sort_unstable();
+    addresses
+}
+
 /// Addresses and ports of a slice's endpoints.
 #[must_use]
 pub fn endpoints(slice: &EndpointSlice) -> Vec<SocketAddr> {
@@ -195,6 +231,45 @@ mod tests {
         assert_eq!(texts, ["10.244.1.0/24", "192.168.7.1/32", "fd00:1::/64"]);
     }
 
+    fn load_balancer(spec: &serde_json::Value) -> Vec<String> {
+        let service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop"}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "2001:db8::7"}, {"ip": "203.0.113.7", "ipMode": "VIP"}, {"hostname": "lb.example.org"}, {},
+            ]}},
+        }));
+        let found = load_balancer_addresses(&service.unwrap());
+        found.iter().map(IpNet::to_string).collect()
+    }
+
+    #[test]
+    fn a_load_balancer_has_what_it_was_given_and_what_its_service_lists() {
+        let external = json!(["198.51.100.7", "::ffff:198.51.100.8", "nonsense"]);
+        let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.5.5", "externalIPs": external});
+        assert_eq!(
+            load_balancer(&spec),
+            [
+                "198.51.100.7/32",
+                "198.51.100.8/32",
+                "203.0.113.7/32",
+                "2001:db8::7/128"
+            ]
+        );
+        let spec = json!({"type": "NodePort", "externalIPs": external});
+        assert!(load_balancer(&spec).is_empty());
+    }
+
+    #[test]
+    fn one_service_can_not_list_addresses_without_end() {
+        let many: Vec<String> = (0..200).map(|last| format!("198.51.100.{last}")).collect();
+        let found = load_balancer(&json!({"type": "LoadBalancer", "externalIPs": many}));
+        assert_eq!(found.len(), 64);
+        assert!(
+            found.contains(&"203.0.113.7/32".to_owned()),
+            "what it was given comes first"
+        );
+    }
+
     #[test]
     fn endpoints_are_every_address_at_every_port() {
         let slice: EndpointSlice = serde_json::from_value(json!({
@@ -228,6 +303,7 @@ mod tests {
             ("10.96.0.1/32", "the API server"),
             ("192.168.9.9/32", "the API server"),
             ("10.96.0.10/32", "the cluster's DNS"),
+            ("93.184.216.34/32", "a load balancer (93.184.216.34/32)"),
         ];
         for (range, what) in table {
             let problems = cluster.opened_by(&policy(&["192.168.8.0/24", range]));
@@ -242,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_come_and_go_do_not_change_what_the_gateway_is_started_with() {
+    fn nodes_and_load_balancers_that_come_and_go_do_not_change_what_the_gateway_is_started_with() {
         let lasting = testing::cluster().lasting();
         assert_eq!(
             lasting,

@@ -47,8 +47,9 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_EXTRA_CA", default_value = "", hide_env_values = true)]
     pub gateway_extra_ca: String,
 
-    /// Ranges of the cluster's Services, pods and nodes, comma-separated: no egress rule opens them. What is found by
-    /// itself: the API server, the cluster's DNS, addresses of nodes, and pods where nodes have ranges of their own.
+    /// Ranges of the cluster's Services (external addresses included), pods, nodes and load balancers, comma-separated:
+    /// no egress rule opens them. What is found by itself: the API server, the cluster's DNS, addresses of nodes and of
+    /// load balancers, and pods where nodes have ranges of their own.
     #[arg(long, env = "CLUSTER_RANGES", default_value = "")]
     pub cluster_ranges: Ranges,
 

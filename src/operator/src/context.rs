@@ -13,7 +13,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use tracing::warn;
 
-use crate::cluster::{ClusterAddresses, NodeAddresses, endpoints};
+use crate::cluster::{ClusterAddresses, NodeAddresses, endpoints, load_balancer_addresses};
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::metrics::Metrics;
@@ -52,7 +52,9 @@ pub struct Context {
     pub own_writes: OwnWrites,
     /// Where the API server is, behind its Service.
     pub(crate) api_servers: Store<EndpointSlice>,
-    pub(crate) synced: [Synced; 10],
+    /// Services of type `LoadBalancer`, reduced to their names and addresses.
+    pub(crate) load_balancers: Store<Service>,
+    pub(crate) synced: [Synced; 11],
     pub(crate) controllers_synced: [Synced; 2],
     pub(crate) events: Recorder,
 }
@@ -94,6 +96,13 @@ impl Context {
             .iter()
             .flat_map(|slice| endpoints(slice))
             .collect();
+        let mut load_balancers: Vec<_> = self
+            .load_balancers
+            .state()
+            .iter()
+            .flat_map(|service| load_balancer_addresses(service))
+            .collect();
+        load_balancers.sort_unstable();
         let mut nodes: Vec<_> = self
             .nodes
             .state()
@@ -101,7 +110,7 @@ impl Context {
             .map(|node| NodeAddresses::of(node))
             .collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
-        ClusterAddresses::gather(&self.facts, &self.config, &api_servers, &nodes)
+        ClusterAddresses::gather(&self.facts, &self.config, &api_servers, &load_balancers, &nodes)
     }
 
     /// Checks a policy against the configuration and the cluster. Its addresses are gathered only for a policy that

@@ -58,7 +58,7 @@ pub fn facts() -> Facts {
     }
 }
 
-/// That cluster: pods in 10.244.0.0/16, two nodes, and an API server behind its Service.
+/// That cluster: pods in 10.244.0.0/16, two nodes, a load balancer, and an API server behind its Service.
 pub fn cluster() -> ClusterAddresses {
     let node = |name: &str, address: &str| NodeAddresses {
         name: name.to_owned(),
@@ -72,6 +72,7 @@ pub fn cluster() -> ClusterAddresses {
         &facts(),
         &config,
         &["192.168.9.9:6443".parse().unwrap()],
+        &["93.184.216.34/32".parse().unwrap()],
         &[node("a", "192.168.7.1/32"), node("b", "192.168.7.2/32")],
     )
 }

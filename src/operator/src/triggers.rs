@@ -1,6 +1,7 @@
 //! What is watched, and whom each change wakes.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use agentsandbox_api::names;
@@ -11,7 +12,7 @@ use futures::channel::mpsc;
 use futures::stream::BoxStream;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ResourceQuota, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ResourceQuota, Service, ServiceAccount, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -21,7 +22,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 
-use crate::cluster::NodeAddresses;
+use crate::cluster::{NodeAddresses, load_balancer_addresses};
 use crate::config::Config;
 use crate::context::{Context, Gateways, is_finished};
 use crate::facts::Facts;
@@ -118,6 +119,13 @@ pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> 
         metrics.clone(),
         |_: &mut EndpointSlice| {},
     );
+    let (load_balancers, balancers_synced, balancer_stream) = watch(
+        "Service",
+        scoped(&client, &config),
+        any().fields("spec.type=LoadBalancer"),
+        metrics.clone(),
+        prune_load_balancer,
+    );
     let (runtime_classes, classes_synced, class_stream) = watch(
         "RuntimeClass",
         Api::all(client.clone()),
@@ -156,6 +164,7 @@ pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> 
         runtime_classes,
         nodes,
         api_servers,
+        load_balancers,
         synced: [
             pods_synced,
             networks_synced,
@@ -165,6 +174,7 @@ pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> 
             services_synced,
             deployments_synced,
             api_servers_synced,
+            balancers_synced,
             classes_synced,
             nodes_synced,
         ],
@@ -252,17 +262,24 @@ pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> 
         }
     });
     let (shared, policies_of) = (context.clone(), to_policies.clone());
-    let mut known: HashMap<String, NodeAddresses> = HashMap::new();
+    let mut known = HashMap::new();
+    drive(balancer_stream, move |service| {
+        let object = ObjectRef::from_obj(&service);
+        let exists = shared.load_balancers.get(&object).is_some();
+        // Those that wait for an address, and those that have none but a host name, close nothing.
+        let found = Some(load_balancer_addresses(&service)).filter(|found| exists && !found.is_empty());
+        if is_news(&mut known, object, found) {
+            wake_owners(&policies_of, shared.with_egress(|_| true));
+        }
+    });
+    let (shared, policies_of) = (context.clone(), to_policies.clone());
+    let mut known = HashMap::new();
     drive(node_stream, move |node| {
         // Nodes report every few seconds; their addresses stay.
-        let found = NodeAddresses::of(&node);
-        let exists = shared.nodes.get(&ObjectRef::from_obj(&node)).is_some();
-        let changed = if exists {
-            known.insert(found.name.clone(), found.clone()) != Some(found)
-        } else {
-            known.remove(&found.name).is_some()
-        };
-        if changed {
+        let object = ObjectRef::from_obj(&node);
+        let exists = shared.nodes.get(&object).is_some();
+        let found = Some(NodeAddresses::of(&node)).filter(|_| exists);
+        if is_news(&mut known, object, found) {
             wake_owners(&policies_of, shared.with_egress(|_| true));
         }
     });
@@ -313,6 +330,18 @@ where
     }
 }
 
+/// Remembers what was found of an object, `None` if it is gone, and says whether it is something else than before.
+fn is_news<K: Hash + Eq, V: PartialEq>(known: &mut HashMap<K, V>, object: K, found: Option<V>) -> bool {
+    match found {
+        Some(found) if known.get(&object) == Some(&found) => false,
+        Some(found) => {
+            known.insert(object, found);
+            true
+        }
+        None => known.remove(&object).is_some(),
+    }
+}
+
 fn owner_policies(object: &impl ResourceExt) -> Vec<ObjectRef<SandboxPolicy>> {
     let namespace = object.namespace().unwrap_or_default();
     let owners = object.owner_references().iter();
@@ -331,6 +360,18 @@ fn prune_pod(pod: &mut Pod) {
     }
 }
 
+fn prune_load_balancer(service: &mut Service) {
+    service.metadata.annotations = None;
+    service.metadata.labels = None;
+    if let Some(spec) = &mut service.spec {
+        *spec = ServiceSpec {
+            type_: spec.type_.take(),
+            external_ips: spec.external_ips.take(),
+            ..ServiceSpec::default()
+        };
+    }
+}
+
 fn prune_node(node: &mut Node) {
     if let Some(spec) = &mut node.spec {
         *spec = NodeSpec {
@@ -343,5 +384,39 @@ fn prune_node(node: &mut Node) {
         status.images = None;
         status.capacity = None;
         status.allocatable = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_has_changed_is_news() {
+        let mut known = HashMap::new();
+        let mut is_news = |found| is_news(&mut known, "web", found);
+        assert!(!is_news(None), "it never was there");
+        assert!(is_news(Some(1)));
+        assert!(!is_news(Some(1)));
+        assert!(is_news(Some(2)));
+        assert!(is_news(None));
+        assert!(!is_news(None));
+    }
+
+    #[test]
+    fn a_load_balancers_addresses_survive_pruning() {
+        let mut service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "annotations": {"a": "b"}},
+            "spec": {"type": "LoadBalancer", "externalIPs": ["198.51.100.7"], "selector": {"app": "web"}},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}},
+        }))
+        .unwrap();
+        let before = load_balancer_addresses(&service);
+        assert!(!before.is_empty());
+        prune_load_balancer(&mut service);
+        assert_eq!(load_balancer_addresses(&service), before);
+        assert_eq!(service.spec.unwrap().selector, None);
     }
 }

@@ -6,6 +6,7 @@ mod budgets;
 mod cluster;
 mod egress_credentials;
 mod egress_live;
+mod load_balancer;
 mod lost_node;
 mod models;
 mod network;

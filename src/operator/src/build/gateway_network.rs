@@ -285,9 +285,19 @@ mod tests {
             &config,
             &["93.184.216.9:443".parse().unwrap()],
             &[],
+            &[],
         );
         let found = blocks(&[], &cluster);
         let except = found[0]["except"].as_array().unwrap();
         assert!(except.contains(&json!("93.184.216.9/32")), "{except:?}");
+    }
+
+    #[test]
+    fn load_balancers_are_closed_in_what_is_public_and_in_what_rules_open() {
+        let found = blocks(&["93.184.216.0/24"], &testing::cluster());
+        for block in [&found[0], &found[2]] {
+            let except = block["except"].as_array().unwrap();
+            assert!(except.contains(&json!("93.184.216.34/32")), "{block}");
+        }
     }
 }

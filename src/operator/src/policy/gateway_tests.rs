@@ -124,6 +124,31 @@ async fn what_somebody_changed_is_put_right_and_nothing_else_is_touched() {
 }
 
 #[tokio::test]
+async fn an_address_of_a_load_balancer_is_closed_around_the_gateway_and_replaces_nothing() {
+    const BALANCER: &str = "/api/v1/namespaces/shop/services/web";
+    let server = with_gateway().await;
+    let network = |server: &ApiServer| server.get(EGRESS).unwrap().to_string();
+    server.put(
+        BALANCER,
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "externalIPs": ["93.184.216.36"]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "93.184.216.34"}]}},
+        }),
+    );
+    ensured(&server).await;
+    assert_eq!(server.writes(), applied(&[EGRESS]));
+    for address in ["93.184.216.34/32", "93.184.216.36/32"] {
+        assert!(network(&server).contains(address), "{address}");
+    }
+
+    server.change(BALANCER, json!({"spec": {"type": "ClusterIP"}}));
+    ensured(&server).await;
+    assert_eq!(server.writes(), applied(&[EGRESS]));
+    assert!(!network(&server).contains("93.184.216"));
+}
+
+#[tokio::test]
 async fn a_binding_to_another_role_is_made_anew() {
     let server = with_gateway().await;
     server.change(BINDING, json!({"roleRef": {"name": "cluster-admin"}}));

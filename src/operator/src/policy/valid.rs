@@ -398,8 +398,13 @@ mod tests {
 
     #[test]
     fn a_range_of_the_cluster_is_not_opened() {
-        let with_nodes = json!({"egress": {"allow": [{"cidr": "192.168.7.0/24", "ports": [22]}]}});
-        let problems = validate(&spec(with_nodes), &config(), &cluster()).unwrap_err();
-        assert!(problems.message().contains("node a"), "{}", problems.message());
+        for (range, what) in [
+            ("192.168.7.0/24", "node a"),
+            ("93.184.216.0/24", "a load balancer"),
+        ] {
+            let opening = json!({"egress": {"allow": [{"cidr": range, "ports": [22]}]}});
+            let problems = validate(&spec(opening), &config(), &cluster()).unwrap_err();
+            assert!(problems.message().contains(what), "{}", problems.message());
+        }
     }
 }
