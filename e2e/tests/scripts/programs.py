@@ -32,7 +32,7 @@ PROGRAMS = {
     "curl plain": (f"curl -sS --max-time 20 http://{PLAIN}/echo -o /dev/null -w '%{{http_code}}'", "200"),
     "curl through": (f"curl -sS --max-time 20 --cacert {OUTSIDE_CA} https://{THROUGH}/echo -o /dev/null -w '%{{http_code}} %{{http_version}}'", "200 2"),
     "curl wildcard": ("curl -sS --max-time 20 https://one.wild.example.test/echo -o /dev/null -w '%{http_code}'", "200"),
-    "wget": (f"wget -q -T 20 -t 1 --ca-certificate=$SSL_CERT_FILE -O - https://{SEEN}/echo | grep -o '\"method\":\"GET\"'", '"method":"GET"'),
+    "wget": (f"wget -q -T 20 -t 1 -O - https://{SEEN}/echo | grep -o '\"method\":\"GET\"'", '"method":"GET"'),
     "git clone": ("rm -rf {work}/clone && git clone -q https://git.packages.test/git/demo.git {work}/clone && python3 {work}/clone/hello.py", "hello from a clone"),
     "pip": ("pip install -q --no-cache-dir --target {work}/pip --index-url https://pypi.packages.test/simple/ greeting 2>&1 && PYTHONPATH={work}/pip python3 -c 'import greeting; print(greeting.greet())'", "hello from a wheel"),
     "npm": ("mkdir -p {work}/npm && cd {work}/npm && npm install --silent --cache {work}/cache --registry https://npm.packages.test/npm/ greeting >/dev/null && node -p 'require(\"greeting\")()'", "hello from a tarball"),

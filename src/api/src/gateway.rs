@@ -61,6 +61,10 @@ pub const CA_VARIABLES: [&str; 9] = [
     "npm_config_cafile",
     "AWS_CA_BUNDLE",
 ];
+/// Where the settings of GNU wget lie in the sandbox, which knows no variable for a bundle.
+pub const PATH_WGETRC: &str = "/tmp/.sandbox-wgetrc";
+/// The variable by which wget finds them, in place of `~/.wgetrc`.
+pub const WGETRC_VARIABLE: &str = "WGETRC";
 /// Longest registration line, either way, in bytes.
 pub const REGISTER_MAX_BYTES: usize = 64 << 10;
 

@@ -254,7 +254,8 @@ pub struct EgressRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub max_request_bytes: Option<i64>,
-    /// Most bytes, both ways together, that one run may exchange by this rule.
+    /// Most bytes, both ways together, that one run may exchange by this rule. Each process of the gateway counts by
+    /// itself, and one that takes over begins anew; `limits.egressBytes` is the ceiling that nothing resets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub max_bytes: Option<i64>,

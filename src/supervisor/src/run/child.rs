@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use agentsandbox_api::gateway::{CA_VARIABLES, PATH_CA_BUNDLE};
+use agentsandbox_api::gateway::{CA_VARIABLES, PATH_CA_BUNDLE, PATH_WGETRC, WGETRC_VARIABLE};
 use agentsandbox_api::names;
 use agentsandbox_api::run::{CommandSpec, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
@@ -105,6 +105,7 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>, capturing: &Capturing) -> Res
         .env("TMPDIR", names::PATH_TMP);
     if spec.certificate.is_some() {
         command.envs(CA_VARIABLES.map(|name| (name, PATH_CA_BUNDLE)));
+        command.env(WGETRC_VARIABLE, PATH_WGETRC);
     }
     command.envs(start.env);
     command.env(names::ENV_OUTPUT, names::PATH_OUTPUT);

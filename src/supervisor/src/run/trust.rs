@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use agentsandbox_api::gateway::PATH_CA_BUNDLE;
+use agentsandbox_api::gateway::{PATH_CA_BUNDLE, PATH_WGETRC};
 
 /// Where images keep theirs: Debian and Alpine, Red Hat, OpenSSL's own default.
 const BUNDLES: [&str; 3] = [
@@ -17,7 +17,7 @@ const BUNDLES: [&str; 3] = [
 /// Most bytes of an image's bundle; the usual ones hold 200 to 500 KB.
 const BUNDLE_MAX_BYTES: u64 = 4 << 20;
 
-/// Writes the bundle with this authority.
+/// Writes the bundle with this authority, and the settings by which wget finds it.
 pub fn install(certificate: &str) -> Result<(), String> {
     let named = std::env::var("SSL_CERT_FILE").ok();
     let own = named
@@ -25,7 +25,11 @@ pub fn install(certificate: &str) -> Result<(), String> {
         .map(String::as_str)
         .chain(BUNDLES)
         .find_map(|path| open(Path::new(path)));
-    write(Path::new(PATH_CA_BUNDLE), certificate, own).map_err(|error| format!("{PATH_CA_BUNDLE}: {error}"))
+    let settings = format!("ca_certificate = {PATH_CA_BUNDLE}");
+    for (path, text, more) in [(PATH_CA_BUNDLE, certificate, own), (PATH_WGETRC, &settings, None)] {
+        write(Path::new(path), text, more).map_err(|error| format!("{path}: {error}"))?;
+    }
+    Ok(())
 }
 
 /// An image's bundle, if it is a file of a sensible size. An image is not trusted: it may hold a pipe there.
@@ -39,8 +43,8 @@ fn open(path: &Path) -> Option<File> {
     (meta.is_file() && meta.len() <= BUNDLE_MAX_BYTES).then_some(file)
 }
 
-/// The bundle appears whole, in place of whatever the command may have put there.
-fn write(target: &Path, certificate: &str, own: Option<File>) -> io::Result<()> {
+/// The file appears whole, in place of whatever the command may have put there.
+fn write(target: &Path, text: &str, more: Option<File>) -> io::Result<()> {
     let partial = target.with_extension("partial");
     match std::fs::remove_file(&partial) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -51,10 +55,10 @@ fn write(target: &Path, certificate: &str, own: Option<File>) -> io::Result<()> 
         .create_new(true)
         .mode(0o644)
         .open(&partial)?;
-    file.write_all(certificate.trim_end().as_bytes())?;
+    file.write_all(text.trim_end().as_bytes())?;
     file.write_all(b"\n")?;
-    if let Some(own) = own {
-        io::copy(&mut own.take(BUNDLE_MAX_BYTES), &mut file)?;
+    if let Some(more) = more {
+        io::copy(&mut more.take(BUNDLE_MAX_BYTES), &mut file)?;
     }
     std::fs::rename(&partial, target)
 }
