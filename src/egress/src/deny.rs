@@ -113,7 +113,7 @@ reasons! {
     /// The sandbox has as many connections as it may.
     TooManyConnections = 429, "the sandbox has too many connections";
     /// The sandbox asks faster than it may.
-    TooManyRequests = 429, "the sandbox asks too fast";
+    TooManyRequests = 429, "the sandbox asks too fast, or for too much at once";
     /// The DNS question is of a kind that is not answered.
     QueryNotAllowed = 403, "this kind of DNS question is not answered";
     /// The gateway does not know its policies or pods yet.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::exchange::{Direction, Exchange};
+use crate::state::Turn;
 
 /// What bodies end with when they do not end well.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -31,6 +32,27 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
     http_body_util::Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
+}
+
+/// Bytes that hold the turn of their request until nobody has them any more: the HTTP library keeps what its peer does
+/// not take, also when the body has ended.
+#[must_use]
+pub fn held(bytes: Bytes, turn: &Turn) -> Bytes {
+    Bytes::from_owner(Held {
+        bytes,
+        _turn: turn.clone(),
+    })
+}
+
+struct Held {
+    bytes: Bytes,
+    _turn: Turn,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// A body of nothing.
@@ -156,13 +178,15 @@ where
 {
     /// What of a piece that was paid for goes on.
     fn pass(&mut self, data: Bytes) -> Bytes {
-        match &mut self.scrubber {
-            Some(scrubber) => {
+        match (&mut self.scrubber, self.exchange.turn()) {
+            (Some(scrubber), _) => {
                 let mut clean = Vec::with_capacity(data.len());
                 scrubber.feed(&data, &mut clean);
                 clean.into()
             }
-            None => data,
+            // What comes back is held where it is answered.
+            (None, Some(turn)) if self.direction == Direction::Sent => held(data, turn),
+            (None, _) => data,
         }
     }
 

@@ -69,6 +69,14 @@ pub struct Limits {
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 8_192)]
     pub connections: usize,
 
+    /// Most requests of one sandbox at once, over whatever connections: also those whose answer nobody has read yet.
+    #[arg(long, env = "MAX_REQUESTS_PER_SANDBOX", default_value_t = 256)]
+    pub requests_per_sandbox: usize,
+
+    /// Most requests of all sandboxes at once. Each sandbox keeps its fair part of them.
+    #[arg(long, env = "MAX_REQUESTS", default_value_t = 1_024)]
+    pub requests: usize,
+
     /// New connections and requests per second of one sandbox.
     #[arg(long, env = "MAX_REQUESTS_PER_SECOND", default_value_t = 500)]
     pub requests_per_second: u32,

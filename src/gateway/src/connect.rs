@@ -91,6 +91,7 @@ async fn to_address(
         event.clone(),
         Allowed::Address { address, port },
         cap,
+        None,
     )?;
     let timeout = gateway.limits.connect_timeout();
     let reached = reach_address(&*gateway.network, address, port, &opened, timeout).await;
@@ -120,7 +121,7 @@ async fn to_name(
     let cap = rule
         .and_then(|rule| policy.rules.rules().get(rule))
         .and_then(rule_cap);
-    let exchange = Exchange::begin(gateway, session, event.clone(), allowed, cap)?;
+    let exchange = Exchange::begin(gateway, session, event.clone(), allowed, cap, None)?;
     let next = match way {
         Way::Inspect => Next::Inspect(host, port),
         Way::Plain => Next::Plain(host, port),
@@ -128,7 +129,10 @@ async fn to_name(
             let opened = policy.rules.opened_at(port);
             let timeout = gateway.limits.connect_timeout();
             let reached = reach_host(&*gateway.network, &host, port, &opened, timeout).await;
-            let upstream = reached.inspect_err(|deny| exchange.fail(*deny))?;
+            let (upstream, address) = reached.inspect_err(|deny| exchange.fail(*deny))?;
+            exchange
+                .reached(gateway, address)
+                .inspect_err(|deny| exchange.fail(*deny))?;
             Next::Passthrough(host, upstream)
         }
     };

@@ -1,5 +1,6 @@
 //! Something that was allowed and goes on: a tunnel, a request, an answer. It counts its bytes, and its end is a record.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::account::bytes_of;
 use crate::open::{Allowed, OpenGuard};
 use crate::session::{Event, Session};
-use crate::state::Gateway;
+use crate::state::{Gateway, Turn};
 
 /// A rule's own ceiling of bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Exchange {
     outcome: Mutex<Outcome>,
     cap: Option<RuleCap>,
     open: OpenGuard,
+    /// Of a request, not of a connection.
+    turn: Option<Turn>,
 }
 
 #[derive(Default)]
@@ -65,6 +68,7 @@ impl Exchange {
         event: Event,
         allowed: Allowed,
         cap: Option<RuleCap>,
+        turn: Option<Turn>,
     ) -> Result<Arc<Self>, Deny> {
         // Whoever edits the policy closes what is open. It may have been edited since it was asked, when this was not:
         // hence the policy is read once more, and not before this is open.
@@ -85,7 +89,28 @@ impl Exchange {
             outcome: Mutex::default(),
             cap,
             open,
+            turn,
         }))
+    }
+
+    /// The turn of the request that it is.
+    #[must_use]
+    pub fn turn(&self) -> Option<&Turn> {
+        self.turn.as_ref()
+    }
+
+    /// A connection for it was made to this address, or one that was made before is used. It may go on if the policy of
+    /// this moment opens the address, and is closed when that one no longer does.
+    ///
+    /// # Errors
+    /// [`Deny::AddressForbidden`]; as [`Exchange::closed_by`] if the policy is gone.
+    pub fn reached(&self, gateway: &Gateway, address: SocketAddr) -> Result<(), Deny> {
+        // As with `begin`: first it is known, then the policy is read.
+        self.open.reached(address);
+        let policy = gateway
+            .policy(&self.session.run.policy)
+            .map_err(|_| self.closed_by())?;
+        gateway.may_reach(&policy.rules, address)
     }
 
     /// Cancelled when it must be closed.

@@ -64,19 +64,32 @@ pub async fn by_rule(
         upgrade: asked.facts.upgrade,
         credential: rule.credential.clone(),
     };
-    let opened = policy.rules.opened_at(asked.origin.port);
-    let exchange = Exchange::begin(gateway, session, event.clone(), allowed, rule_cap(rule))?;
     let Asked {
         mut parts,
         body,
         facts,
         origin,
+        turn,
         ..
     } = asked;
+    let exchange = Exchange::begin(
+        gateway,
+        session,
+        event.clone(),
+        allowed,
+        rule_cap(rule),
+        Some(turn),
+    )?;
     let target = parts.uri.path_and_query().cloned();
     parts.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
     let sent = head_bytes(parts.method.as_str(), parts.uri.to_string().len(), &parts.headers);
     exchange.spend(Direction::Sent, sent).await?;
+    // What this moment's policy opens: the budget may have been waited for.
+    let opened = gateway
+        .policy(&session.run.policy)
+        .inspect_err(|deny| exchange.fail(*deny))?
+        .rules
+        .opened_at(origin.port);
     clean(&mut parts.headers, rule.credential.as_ref(), &facts, inside);
     if let Some((credential, ready)) = credential {
         headers::for_credential(&mut parts.headers, &facts)?;
@@ -86,13 +99,18 @@ pub async fn by_rule(
         let mut request = Request::from_parts(parts, ());
         let client = hyper::upgrade::on(&mut request);
         headers::set_upgrade(request.headers_mut());
-        let answer = send_upgrade(gateway, &origin, &opened, request.map(|()| empty()));
+        let answer = send_upgrade(gateway, &exchange, &origin, &opened, request.map(|()| empty()));
         let response = answered(&exchange, gateway.limits.response_timeout(), answer).await?;
         gateway.metrics.first_byte("request", came.elapsed());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return switch(inside, exchange, client, response, secret);
         }
-        return back(&exchange, response, None, secret, inside).await;
+        let mut response = back(&exchange, response, None, secret, inside).await?;
+        // What follows a request for another protocol was not looked at.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return Ok(response);
     }
     let patience = gateway.limits.patience().body;
     let body = if body.is_end_stream() {

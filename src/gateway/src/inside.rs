@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use agentsandbox_egress::authority::Host;
@@ -19,10 +19,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-use crate::body::{Body, BoxError, full};
+use crate::body::{Body, BoxError, full, held};
 use crate::guard::{Activity, Busy};
 use crate::session::{Event, Session};
-use crate::state::{Gateway, Place};
+use crate::state::{Gateway, Place, Turn};
 use crate::upstream::Origin;
 use crate::{connect, forward, models};
 
@@ -72,6 +72,8 @@ pub struct Asked {
     pub origin: Origin,
     /// When it came.
     pub came: Instant,
+    /// Its turn.
+    pub turn: Turn,
 }
 
 impl Asked {
@@ -99,7 +101,16 @@ pub async fn answer(inside: Arc<Inside>, request: Request<Incoming>) -> Response
     let closes = closes_after_refusal(&request);
     let named = named_host(request.uri().host(), request.headers());
     let mut event = Event::request(named, None, request.method().as_str(), request.uri().path());
-    let response = match handle(&inside, request, &mut event).await {
+    let turn = inside
+        .session
+        .admit_request()
+        .and_then(|()| inside.gateway.turn(&inside.session));
+    let handled = match &turn {
+        // Boxed: it is large, and an answer that waits to be read does not need it any more.
+        Ok(turn) => Box::pin(handle(&inside, request, &mut event, turn)).await,
+        Err(deny) => Err((*deny).into()),
+    };
+    let mut response = match handled {
         Ok(response) => response,
         Err(refusal) => {
             inside.session.deny(&event, refusal.deny);
@@ -112,16 +123,42 @@ pub async fn answer(inside: Arc<Inside>, request: Request<Incoming>) -> Response
             response
         }
     };
-    response.map(|body| Kept { body, _busy: busy }.boxed_unsync())
+    let is_http2 = version == Version::HTTP_2;
+    let turn = turn.ok();
+    if let (Some(turn), true) = (&turn, is_http2) {
+        hold_head(response.headers_mut(), turn);
+    }
+    response.map(|body| {
+        let kept = Kept {
+            body,
+            turn,
+            is_http2,
+            _busy: busy,
+        };
+        kept.boxed_unsync()
+    })
+}
+
+/// Has a head hold its request's turn until it is written. HTTP/2 queues the heads of all streams for a peer that reads
+/// nothing.
+fn hold_head(headers: &mut HeaderMap, turn: &Turn) {
+    if let Some(value) = headers.values_mut().next() {
+        let bytes = held(Bytes::copy_from_slice(value.as_bytes()), turn);
+        if let Ok(mut waiting) = HeaderValue::from_maybe_shared(bytes) {
+            // Else the compression would keep it for later heads.
+            waiting.set_sensitive(true);
+            *value = waiting;
+        }
+    }
 }
 
 async fn handle(
     inside: &Arc<Inside>,
     request: Request<Incoming>,
     event: &mut Event,
+    turn: &Turn,
 ) -> Result<Response<Body>, Refusal> {
     let came = Instant::now();
-    inside.session.admit_request()?;
     let facts = headers::facts(request.version(), request.method().as_str(), request.headers())?;
     let is_proxy = inside.entry == Entry::Proxy;
     if is_proxy {
@@ -144,6 +181,7 @@ async fn handle(
         facts,
         origin,
         came,
+        turn: turn.clone(),
     };
     let policy = inside.gateway.policy(&inside.session.run.policy)?;
     let permit = policy.rules.request(
@@ -299,9 +337,11 @@ fn named_host(uri: Option<&str>, headers: &HeaderMap) -> String {
     }
 }
 
-/// A body while which its connection is busy.
+/// A body while which its connection is busy, and its request has its turn.
 struct Kept {
     body: Body,
+    turn: Option<Turn>,
+    is_http2: bool,
     _busy: Busy,
 }
 
@@ -313,7 +353,11 @@ impl HttpBody for Kept {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Some(turn) = self.turn.as_ref().filter(|_| self.is_http2) else {
+            return Poll::Ready(frame);
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| held(data, turn)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -322,5 +366,29 @@ impl HttpBody for Kept {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::OneTurn;
+
+    #[test]
+    fn a_head_holds_its_turn_until_it_is_written() {
+        let turn = OneTurn::of_tests();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::SERVER, HeaderValue::from_static("x"));
+        headers.insert(header::ETAG, HeaderValue::from_static("y"));
+        let before = headers.clone();
+        hold_head(&mut headers, &turn);
+        assert_eq!(headers, before);
+        assert_eq!(Arc::strong_count(&turn), 2);
+        assert!(
+            headers.values().any(HeaderValue::is_sensitive),
+            "or the compression keeps it"
+        );
+        drop(headers);
+        assert_eq!(Arc::strong_count(&turn), 1);
     }
 }

@@ -27,7 +27,7 @@ use crate::inside::{Asked, Inside};
 use crate::metered::{Bill, Leave, Metered};
 use crate::open::Allowed;
 use crate::session::Event;
-use crate::state::Policy;
+use crate::state::{Policy, Turn};
 use crate::upstream::{Lease, Origin, send};
 
 /// Answers a request at a model's host.
@@ -73,6 +73,7 @@ pub async fn ask(
     let method = asked.parts.method.clone();
     let (host, http1) = (asked.origin.host.clone(), asked.origin.http1);
     let head = head_bytes(method.as_str(), target.to_string().len(), &asked.parts.headers);
+    let turn = asked.turn.clone();
     let (body, memory) = collect(inside, asked).await?;
     drop(rules);
 
@@ -88,6 +89,7 @@ pub async fn ask(
         headers,
         head,
         event: event.clone(),
+        turn,
     };
     let (tell, told) = oneshot::channel();
     tokio::spawn(async move {
@@ -150,6 +152,7 @@ struct Round {
     headers: HeaderMap,
     head: u64,
     event: Event,
+    turn: Turn,
 }
 
 impl Round {
@@ -258,7 +261,7 @@ impl Round {
             target: target.clone(),
             server_tools: prepared.rule.server_tools.clone(),
         };
-        let exchange = Exchange::begin(gateway, session, event, allowed, None)?;
+        let exchange = Exchange::begin(gateway, session, event, allowed, None, Some(self.turn.clone()))?;
         if bytes > 0 {
             exchange
                 .spend(Direction::Sent, bytes)

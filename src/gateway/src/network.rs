@@ -34,14 +34,14 @@ pub trait Network: Send + Sync + 'static {
     fn dial(&self, address: SocketAddr) -> BoxFuture<'_, std::io::Result<TcpStream>>;
 }
 
-/// Finds, checks and reaches a name.
+/// Finds, checks and reaches a name; says at which address.
 pub async fn reach_host(
     network: &dyn Network,
     host: &HostName,
     port: u16,
     opened: &[IpNet],
     timeout: Duration,
-) -> Result<TcpStream, Deny> {
+) -> Result<(TcpStream, SocketAddr), Deny> {
     let reach = async {
         let addresses = network.resolve(host).await?;
         if addresses.is_empty() {
@@ -70,30 +70,40 @@ pub async fn reach_address(
     timeout: Duration,
 ) -> Result<TcpStream, Deny> {
     network.check(address, opened)?;
-    tokio::time::timeout(timeout, race(network, &[address], port))
+    let reached = tokio::time::timeout(timeout, race(network, &[address], port))
         .await
-        .unwrap_or(Err(Deny::UpstreamTimeout))
+        .unwrap_or(Err(Deny::UpstreamTimeout));
+    reached.map(|(stream, _)| stream)
 }
 
-async fn race(network: &dyn Network, addresses: &[IpAddr], port: u16) -> Result<TcpStream, Deny> {
+async fn race(
+    network: &dyn Network,
+    addresses: &[IpAddr],
+    port: u16,
+) -> Result<(TcpStream, SocketAddr), Deny> {
     let mut waiting = addresses.iter();
     let mut attempts = FuturesUnordered::new();
+    let attempt = |address: &IpAddr| {
+        let address = SocketAddr::new(*address, port);
+        let dial = network.dial(address);
+        async move { dial.await.map(|stream| (stream, address)) }
+    };
     loop {
         if attempts.is_empty() {
             match waiting.next() {
-                Some(address) => attempts.push(network.dial(SocketAddr::new(*address, port))),
+                Some(address) => attempts.push(attempt(address)),
                 None => return Err(Deny::UpstreamUnreachable),
             }
         }
         tokio::select! {
-            Some(attempt) = attempts.next() => if let Ok(stream) = attempt {
+            Some(reached) = attempts.next() => if let Ok((stream, address)) = reached {
                 // Requests and their answers are small and wait for each other.
                 let _ = stream.set_nodelay(true);
-                return Ok(stream);
+                return Ok((stream, address));
             },
             () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => {
                 if let Some(address) = waiting.next() {
-                    attempts.push(network.dial(SocketAddr::new(*address, port)));
+                    attempts.push(attempt(address));
                 }
             }
         }
@@ -196,7 +206,7 @@ mod tests {
             }
         }
 
-        async fn reach(&self) -> Result<TcpStream, Deny> {
+        async fn reach(&self) -> Result<(TcpStream, SocketAddr), Deny> {
             let host = HostName::parse("api.example.org").unwrap();
             reach_host(self, &host, 443, &[], Duration::from_secs(10)).await
         }

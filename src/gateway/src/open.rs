@@ -1,7 +1,7 @@
 //! What a run has open, so that it can be closed when its policy no longer allows it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentsandbox_egress::credential::Credential;
@@ -127,7 +127,15 @@ pub struct OpenSet {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    open: HashMap<u64, (Allowed, CancellationToken)>,
+    open: HashMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    allowed: Allowed,
+    cancel: CancellationToken,
+    /// Where it was connected to.
+    reached: Option<SocketAddr>,
 }
 
 /// One thing that is open, until it is dropped.
@@ -146,7 +154,12 @@ impl OpenSet {
         let mut inner = self.inner();
         let id = inner.next;
         inner.next += 1;
-        inner.open.insert(id, (allowed, cancel.clone()));
+        let entry = Entry {
+            allowed,
+            cancel: cancel.clone(),
+            reached: None,
+        };
+        inner.open.insert(id, entry);
         drop(inner);
         OpenGuard {
             set: self.clone(),
@@ -155,11 +168,19 @@ impl OpenSet {
         }
     }
 
-    /// Closes everything that `rules` do not allow any more; everything, without rules.
-    pub fn recheck(&self, rules: Option<&EgressPolicy>) {
-        for (allowed, cancel) in self.inner().open.values() {
-            if !rules.is_some_and(|rules| allowed.still(rules)) {
-                cancel.cancel();
+    /// Closes everything that `rules` do not allow any more, or that is connected to where it may not go by them;
+    /// everything, without rules.
+    pub fn recheck(
+        &self,
+        rules: Option<&EgressPolicy>,
+        may_reach: impl Fn(&EgressPolicy, SocketAddr) -> bool,
+    ) {
+        for entry in self.inner().open.values() {
+            let goes_on = rules.is_some_and(|rules| {
+                entry.allowed.still(rules) && entry.reached.is_none_or(|address| may_reach(rules, address))
+            });
+            if !goes_on {
+                entry.cancel.cancel();
             }
         }
     }
@@ -202,7 +223,14 @@ impl OpenGuard {
         inner
             .open
             .get(&self.id)
-            .is_some_and(|(allowed, _)| allowed.still(rules))
+            .is_some_and(|entry| entry.allowed.still(rules))
+    }
+
+    /// It is connected to this address.
+    pub fn reached(&self, address: SocketAddr) {
+        if let Some(entry) = self.set.inner().open.get_mut(&self.id) {
+            entry.reached = Some(address);
+        }
     }
 }
 
@@ -254,12 +282,32 @@ mod tests {
         let kept = set.insert(host("a.example", WayKind::Passthrough), &run);
         let gone = set.insert(host("b.example", WayKind::Passthrough), &run);
         let changed = set.insert(host("c.example", WayKind::Passthrough), &run);
-        set.recheck(Some(&rules(&[("a.example", &[]), ("c.example", &["/x"])])));
+        let tightened = rules(&[("a.example", &[]), ("c.example", &["/x"])]);
+        set.recheck(Some(&tightened), |_, _| true);
         assert!(!kept.cancel.is_cancelled());
         assert!(gone.cancel.is_cancelled());
         assert!(changed.cancel.is_cancelled(), "it would be inspected now");
-        set.recheck(None);
+        set.recheck(None, |_, _| true);
         assert!(kept.cancel.is_cancelled());
+    }
+
+    #[test]
+    fn what_is_connected_to_where_it_may_no_longer_go_is_closed() {
+        let set = Arc::new(OpenSet::default());
+        let run = CancellationToken::new();
+        let [kept, gone, nowhere] = ["10.0.0.1:443", "10.0.0.2:443", ""].map(|address| {
+            let open = set.insert(host("a.example", WayKind::Passthrough), &run);
+            if let Ok(address) = address.parse() {
+                open.reached(address);
+            }
+            open
+        });
+        let forbidden: SocketAddr = "10.0.0.2:443".parse().unwrap();
+        set.recheck(Some(&rules(&[("a.example", &[])])), |_, address| {
+            address != forbidden
+        });
+        assert!(gone.cancel.is_cancelled());
+        assert!(!kept.cancel.is_cancelled() && !nowhere.cancel.is_cancelled());
     }
 
     #[test]

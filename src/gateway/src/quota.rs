@@ -14,8 +14,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::metrics::Metrics;
 use crate::sink::{SinkError, StatusSink};
 
-/// How long a request waits for others to be settled before it is refused for want of quota.
+/// How long a request waits for others to be settled, or for the status, before it is refused.
 const WAIT: Duration = Duration::from_secs(10);
+/// What the status said is believed for so long by whoever is refused.
+const BELIEVED: Duration = Duration::from_secs(1);
 /// Most attempts of one write, with a pause that doubles from [`PAUSE`].
 const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -33,6 +35,8 @@ pub struct Quota {
     clock: Clock,
     inner: Mutex<Inner>,
     writer: AsyncMutex<()>,
+    /// When somebody who was refused has read the status last.
+    asked_again: AsyncMutex<Option<Instant>>,
     settled: Notify,
 }
 
@@ -70,6 +74,7 @@ impl Quota {
                 giving: Counters::ZERO,
             }),
             writer: AsyncMutex::new(()),
+            asked_again: AsyncMutex::new(None),
             settled: Notify::new(),
         })
     }
@@ -95,15 +100,22 @@ impl Quota {
             let settled = self.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
-            let answer = self.ask(need);
-            let waits_for = match answer {
+            let waits_for = match self.ask(need) {
                 Reserve::Granted(reservation) => return Ok(self.share(reservation)),
                 Reserve::Wait(deny) => deny,
-                // Of a refusal, too, the status has the last word: another gateway may have given something back.
-                Reserve::Claim(_) | Reserve::Refused(_) => {
-                    let quota = self.clone();
-                    let claim = tokio::spawn(async move { quota.claim(need).await });
-                    match claim.await.unwrap_or(Err(Deny::NotReady))? {
+                Reserve::Refused(deny) if self.is_hopeless(need) => return Err(deny),
+                answer => {
+                    let (quota, is_refusal) = (self.clone(), matches!(answer, Reserve::Refused(_)));
+                    // In a task of its own: a write that was begun is not left halfway.
+                    let claim = tokio::spawn(async move {
+                        if is_refusal {
+                            quota.claim_refused(need).await
+                        } else {
+                            quota.claim(need).await
+                        }
+                    });
+                    let claimed = timeout_at(deadline, claim).await.map_err(|_| Deny::NotReady)?;
+                    match claimed.unwrap_or(Err(Deny::NotReady))? {
                         Claimed::Share(share) => return Ok(share),
                         Claimed::Wait(deny) => deny,
                     }
@@ -137,6 +149,30 @@ impl Quota {
             inner.roll(window.start, Counters::ZERO);
         }
         inner.ledger.reserve(need)
+    }
+
+    /// Whether it would not fit if nothing was spent.
+    fn is_hopeless(&self, need: Counters) -> bool {
+        let mut untouched = Ledger::for_policy(self.inner().limits, Counters::ZERO);
+        matches!(untouched.reserve(need), Reserve::Refused(_))
+    }
+
+    /// Of a refusal, too, the status has the last word: another gateway may have given something back. It is asked once
+    /// for all who are refused at about the same time, so that they keep nobody else from claiming.
+    async fn claim_refused(self: Arc<Self>, need: Counters) -> Result<Claimed, Deny> {
+        let mut asked_again = self.asked_again.lock().await;
+        if asked_again.is_none_or(|asked| asked.elapsed() >= BELIEVED) {
+            let claimed = self.clone().claim(need).await;
+            *asked_again = Some(Instant::now());
+            return claimed;
+        }
+        drop(asked_again);
+        match self.ask(need) {
+            Reserve::Granted(reservation) => Ok(Claimed::Share(self.share(reservation))),
+            Reserve::Refused(deny) => Err(deny),
+            Reserve::Wait(deny) => Ok(Claimed::Wait(deny)),
+            Reserve::Claim(_) => self.claim(need).await,
+        }
     }
 
     async fn claim(self: Arc<Self>, need: Counters) -> Result<Claimed, Deny> {

@@ -100,7 +100,7 @@ async fn register(gateway: &Arc<Gateway>, peer: IpAddr, line: &[u8]) -> Result<A
     let pod = match gateway.keys.verify(&claim.token, AUDIENCE, now) {
         Ok(pod) => pod,
         Err(error) => {
-            warn!(%peer, %error, "registration refused");
+            gateway.registration_refused(|| warn!(%peer, %error, "registration refused"));
             if error == TokenError::UnknownKey {
                 gateway.stale_keys.notify_one();
             }
@@ -108,7 +108,9 @@ async fn register(gateway: &Arc<Gateway>, peer: IpAddr, line: &[u8]) -> Result<A
         }
     };
     if pod.namespace != gateway.namespace || pod.pod_uid != claim.pod_uid {
-        warn!(%peer, pod_uid = pod.pod_uid, namespace = pod.namespace, "a token of another pod");
+        gateway.registration_refused(
+            || warn!(%peer, pod_uid = pod.pod_uid, namespace = pod.namespace, "a token of another pod"),
+        );
         return Err(unbound(false, "the token is another pod's"));
     }
     gateway.register(peer, &pod.pod_uid, claim.run_token).await

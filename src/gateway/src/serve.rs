@@ -12,13 +12,20 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 
 use crate::client_io::ClientIo;
-use crate::guard::Guarded;
+use crate::guard::{Activity, Guarded};
 use crate::inside::{self, Inside};
 use crate::session::Event;
 
+// What a request can hold in memory, by HTTP/2 on both sides, with a peer on each that sends and does not read: 64 KiB
+// of its body here and 48 (a buffer and a piece) on the way out; 128 KiB of its answer, see `crate::upstream`, and 48
+// on the way back; two heads of 32 KiB. That is 352 KiB: 88 MiB for the 256 requests of one sandbox, 352 MiB for the
+// 1,024 of all. With 96 MiB of model requests' bodies and what an idle gateway has, that fits the 512 MiB of its pod.
+
 /// What HTTP/2 keeps for one stream, and for one connection, in bytes.
-const STREAM_WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 512 << 10;
+/// What waits to be written to one stream, in bytes, beside the piece that reached it.
+const SEND_BUFFER: usize = 32 << 10;
 /// Most streams of one connection at once.
 const MAX_STREAMS: u32 = 100;
 /// How often it is looked whether a connection is idle.
@@ -29,7 +36,8 @@ pub async fn serve(io: ClientIo, is_http2: bool, inside: Arc<Inside>, cancel: Ca
     let limits = &inside.gateway.limits;
     let patience = limits.patience();
     let idle = Idle {
-        inside: inside.clone(),
+        activity: inside.activity.clone(),
+        stopping: inside.gateway.stopping.clone(),
         first: is_http2.then_some(patience.head),
         keep_alive: limits.keep_alive(),
         still: limits.idle_timeout(),
@@ -52,7 +60,7 @@ pub async fn serve(io: ClientIo, is_http2: bool, inside: Arc<Inside>, cancel: Ca
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(u32::try_from(BLOCK_MAX).unwrap_or(u32::MAX))
-            .max_send_buf_size(64 << 10)
+            .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
         let mut connection = pin!(builder.serve_connection(io, service));
@@ -108,7 +116,8 @@ enum Over {
 
 /// Tells when a connection has had its time.
 struct Idle {
-    inside: Arc<Inside>,
+    activity: Arc<Activity>,
+    stopping: CancellationToken,
     /// How long the first request may take, head and all, of a connection whose heads nobody else measures: HTTP/2.
     first: Option<Duration>,
     keep_alive: Duration,
@@ -123,7 +132,7 @@ impl Idle {
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return Over::Cancelled,
-                () = self.inside.gateway.stopping.cancelled() => return Over::Stopping,
+                () = self.stopping.cancelled() => return Over::Stopping,
                 () = tokio::time::sleep(look) => {}
             }
             if self.is_over() {
@@ -133,7 +142,7 @@ impl Idle {
     }
 
     fn is_over(&self) -> bool {
-        let activity = &self.inside.activity;
+        let activity = &self.activity;
         if activity.is_busy() {
             return activity.still() >= self.still;
         }
@@ -153,8 +162,42 @@ impl Idle {
     async fn last(&self, over: Over) {
         match over {
             Over::Cancelled => {}
-            Over::Idle => tokio::time::sleep(self.look()).await,
+            // A request may have come just before the peer was told: it is answered.
+            Over::Idle => loop {
+                tokio::select! {
+                    () = self.cancel.cancelled() => return,
+                    () = tokio::time::sleep(self.look()) => {}
+                }
+                if !self.activity.is_busy() || self.activity.still() >= self.still {
+                    return;
+                }
+            },
             Over::Stopping => self.cancel.cancelled().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_came_as_an_idle_connection_was_retired_is_answered() {
+        let idle = Idle {
+            activity: Activity::new(),
+            stopping: CancellationToken::new(),
+            first: None,
+            keep_alive: Duration::from_millis(5),
+            still: Duration::from_mins(10),
+            cancel: CancellationToken::new(),
+        };
+        let busy = idle.activity.request();
+        let over = tokio::time::timeout(Duration::from_millis(100), idle.last(Over::Idle)).await;
+        assert!(over.is_err(), "it is being answered");
+        drop(busy);
+        idle.last(Over::Idle).await;
+        let _busy = idle.activity.request();
+        idle.cancel.cancel();
+        idle.last(Over::Idle).await;
     }
 }

@@ -6,7 +6,7 @@
 mod binding;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use agentsandbox_api::policy::SandboxPolicySpec;
 use agentsandbox_egress::deny::Deny;
 use agentsandbox_egress::identity::{Pod, Registry};
 use agentsandbox_egress::record::{Action, Class};
+use agentsandbox_egress::rules::EgressPolicy;
 use agentsandbox_egress::shares::{Bucket, Places};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ use crate::session::{Event, Session};
 use crate::sink::StatusSink;
 use crate::tls::Trust;
 
-/// So many strangers a second are recorded.
+/// So many strangers a second are recorded, and as many refused registrations.
 const STRANGER_RECORDS: u32 = 5;
 /// How long a gateway that stops takes for its last writes.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -107,8 +108,10 @@ pub struct Gateway {
     policies: RwLock<HashMap<String, Arc<Policy>>>,
     quotas: Mutex<HashMap<String, Arc<Quota>>>,
     places: Arc<Mutex<Places<String>>>,
+    turns: Arc<Mutex<Places<String>>>,
     tasks: TaskTracker,
     stranger_records: Mutex<Bucket>,
+    registration_records: Mutex<Bucket>,
 }
 
 #[derive(Default)]
@@ -131,11 +134,41 @@ impl Drop for Place {
     }
 }
 
+/// One request's turn among all. Whatever can lie in memory because of the request holds it.
+pub type Turn = Arc<OneTurn>;
+
+/// See [`Turn`].
+pub struct OneTurn {
+    turns: Arc<Mutex<Places<String>>>,
+    holder: String,
+}
+
+#[cfg(test)]
+impl OneTurn {
+    pub(crate) fn of_tests() -> Turn {
+        Arc::new(Self {
+            turns: Arc::new(Mutex::new(Places::new(1, 1))),
+            holder: String::new(),
+        })
+    }
+}
+
+impl Drop for OneTurn {
+    fn drop(&mut self) {
+        lock(&self.turns).free(&self.holder);
+    }
+}
+
 impl Gateway {
     /// Puts the parts together. Nothing is served before policies, pods, sandboxes and keys are known.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         let places = Places::new(parts.limits.connections, parts.limits.connections_per_sandbox);
+        let turns = Places::new(parts.limits.requests, parts.limits.requests_per_sandbox);
+        let few_records = || {
+            let bucket = Bucket::new(STRANGER_RECORDS * 4, STRANGER_RECORDS, Instant::now());
+            Mutex::new(bucket)
+        };
         Arc::new(Self {
             namespace: parts.namespace,
             addresses: parts.addresses,
@@ -158,12 +191,10 @@ impl Gateway {
             policies: RwLock::default(),
             quotas: Mutex::default(),
             places: Arc::new(Mutex::new(places)),
+            turns: Arc::new(Mutex::new(turns)),
             tasks: TaskTracker::new(),
-            stranger_records: Mutex::new(Bucket::new(
-                STRANGER_RECORDS * 4,
-                STRANGER_RECORDS,
-                Instant::now(),
-            )),
+            stranger_records: few_records(),
+            registration_records: few_records(),
         })
     }
 
@@ -267,6 +298,14 @@ impl Gateway {
         }
     }
 
+    /// A registration was refused: `tell` says why in the program's own log, a few times a second, because any pod of
+    /// the namespace can ask.
+    pub fn registration_refused(&self, tell: impl FnOnce()) {
+        if lock(&self.registration_records).take(Instant::now()) {
+            tell();
+        }
+    }
+
     /// A place for one more connection of a run.
     ///
     /// # Errors
@@ -282,6 +321,20 @@ impl Gateway {
         })
     }
 
+    /// A turn for one more request of a run.
+    ///
+    /// # Errors
+    /// [`Deny::TooManyRequests`].
+    pub fn turn(&self, session: &Session) -> Result<Turn, Deny> {
+        if !lock(&self.turns).take(&session.run.pod_uid) {
+            return Err(Deny::TooManyRequests);
+        }
+        Ok(Arc::new(OneTurn {
+            turns: self.turns.clone(),
+            holder: session.run.pod_uid.clone(),
+        }))
+    }
+
     /// Closes what a policy does not allow any more.
     fn recheck(&self, name: &str) {
         let policy = self.policy(name).ok();
@@ -293,14 +346,30 @@ impl Gateway {
             .cloned()
             .collect();
         for session in sessions {
-            if let Some(policy) = &policy {
-                session.account.set_limits(policy.limits(session.asked.as_ref()));
+            match &policy {
+                Some(policy) => {
+                    session.account.set_limits(policy.limits(session.asked.as_ref()));
+                    session
+                        .pool
+                        .recheck(|address| self.may_reach(&policy.rules, address).is_ok());
+                }
+                None => session.pool.clear(),
             }
             session
                 .open
-                .recheck(policy.as_deref().map(|policy| &policy.rules));
+                .recheck(policy.as_deref().map(|policy| &policy.rules), |rules, address| {
+                    self.may_reach(rules, address).is_ok()
+                });
         }
         self.tell_recorders();
+    }
+
+    /// Whether an address may be reached under these rules.
+    ///
+    /// # Errors
+    /// [`Deny::AddressForbidden`].
+    pub(crate) fn may_reach(&self, rules: &EgressPolicy, address: SocketAddr) -> Result<(), Deny> {
+        self.network.check(address.ip(), &rules.opened_at(address.port()))
     }
 
     fn tell_recorders(&self) {

@@ -104,7 +104,7 @@ async fn go_on(
         Way::Plain => Err(Deny::SchemeNotAllowed),
         Way::Inspect => {
             drop(policy);
-            let exchange = Exchange::begin(gateway, session, event.clone(), allowed, None)?;
+            let exchange = Exchange::begin(gateway, session, event.clone(), allowed, None, None)?;
             let client = Prefixed::new(first.freeze(), client);
             // Boxed: a tunnel that only passes bytes on needs no room for it.
             Box::pin(inspect::serve(
@@ -123,10 +123,13 @@ async fn go_on(
             let cap = policy.rules.rules().get(rule).and_then(rule_cap);
             let opened = policy.rules.opened_at(TLS_PORT);
             drop(policy);
-            let exchange = Exchange::begin(gateway, session, event.clone(), allowed, cap)?;
+            let exchange = Exchange::begin(gateway, session, event.clone(), allowed, cap, None)?;
             let timeout = gateway.limits.connect_timeout();
             let reached = reach_host(&*gateway.network, &host, TLS_PORT, &opened, timeout).await;
-            let upstream = reached.inspect_err(|deny| exchange.fail(*deny))?;
+            let (upstream, address) = reached.inspect_err(|deny| exchange.fail(*deny))?;
+            exchange
+                .reached(gateway, address)
+                .inspect_err(|deny| exchange.fail(*deny))?;
             tunnel(inside, &exchange, client, first.freeze(), upstream).await;
             Ok(())
         }

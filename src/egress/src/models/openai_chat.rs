@@ -343,6 +343,9 @@ pub(super) fn settle(body: &mut Object<'_>, rule: &ModelRule) -> Result<Terms, R
         },
         rule.default_output_tokens,
     )?;
+    if compatible {
+        bind_output(body, most)?;
+    }
     // Some servers count thoughts apart from the answer.
     let thoughts = [
         limit(body, "thinking_budget", 0, MAX_OUTPUT_TOKENS)?,
@@ -364,6 +367,19 @@ pub(super) fn settle(body: &mut Object<'_>, rule: &ModelRule) -> Result<Terms, R
         stream,
         drop_usage: stream && !asked_usage,
     })
+}
+
+/// Names the most output tokens in every way that the server may know. One that knows `max_tokens` only would generate
+/// without bound otherwise; and 0 is «no bound» to some.
+fn bind_output(body: &mut Object<'_>, most: i64) -> Result<(), Refusal> {
+    body.set("max_tokens", Value::integer(most));
+    if body
+        .remove("max_completion_tokens")
+        .is_some_and(|named| named != Value::Null)
+    {
+        body.set("max_completion_tokens", Value::integer(most));
+    }
+    limit(body, "max_tokens", 1, MAX_OUTPUT_TOKENS).map(drop)
 }
 
 /// Asks for the usage at the end of a stream, and says whether the client did so too.

@@ -38,7 +38,7 @@ impl Gateway {
             Outcome::Bound(run) => run,
             Outcome::Retry(message) => return Err(unbound(true, message)),
             Outcome::Refused(message) => {
-                warn!(%peer, pod_uid, message, "registration refused");
+                self.registration_refused(|| warn!(%peer, pod_uid, message, "registration refused"));
                 return Err(unbound(false, message));
             }
         };

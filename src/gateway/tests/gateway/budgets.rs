@@ -1,18 +1,22 @@
 //! Budgets of bytes, and what stands in status, whatever the API server does.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{EgressCounters, EgressStatus, Limits as AskedLimits};
+use agentsandbox_egress::budget::Counters;
 use agentsandbox_egress::deny::Deny;
 use sandbox_gateway::account::bytes_of;
-use serde_json::json;
+use sandbox_gateway::metrics::Metrics;
+use sandbox_gateway::quota::Quota;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Harness, Sandbox, eventually, hex, is_closed};
 use crate::inspect::{ask, open, serve_echo};
 use crate::models;
-use crate::sink::Trouble;
+use crate::sink::{FakeSink, Trouble};
 use crate::world::raw_echo;
 
 async fn start(limits: AskedLimits) -> (Harness, Sandbox) {
@@ -308,6 +312,60 @@ async fn nothing_is_claimed_after_a_run_s_last_figures() {
     let claimed = session.account.reserve(bytes_of(10), bytes_of(10)).await;
     assert_eq!(claimed.err(), Some(Deny::UnknownSandbox));
     assert_eq!(harness.sink.run("one"), Some(last));
+}
+
+fn quota(sink: &Arc<FakeSink>, limits: Value) -> Arc<Quota> {
+    let quota = Quota::new(sink.clone(), "default", Metrics::default(), Arc::new(|| 0));
+    quota.set(Some(&serde_json::from_value(limits).unwrap()));
+    quota
+}
+
+fn tokens(tokens: i64) -> Counters {
+    Counters {
+        tokens,
+        ..Counters::ZERO
+    }
+}
+
+#[tokio::test]
+async fn what_no_quota_can_hold_is_refused_without_a_look_at_the_status() {
+    let sink = FakeSink::new();
+    let quota = quota(&sink, json!({"tokens": 100}));
+    for _ in 0..10 {
+        let refused = quota.reserve(tokens(101)).await;
+        assert_eq!(refused.err(), Some(Deny::PolicyQuotaExceeded));
+    }
+    assert_eq!(sink.policy_reads(), 0);
+    assert!(quota.reserve(tokens(100)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_whom_a_used_up_quota_refuses_share_one_look_at_the_status() {
+    let sink = FakeSink::new();
+    let (mine, another) = (
+        quota(&sink, json!({"tokens": 100})),
+        quota(&sink, json!({"tokens": 100})),
+    );
+    let held = another.reserve(tokens(60)).await.unwrap();
+    mine.reserve(tokens(40)).await.unwrap().spend(tokens(40));
+    let before = sink.policy_reads();
+    let refused = futures::future::join_all((0..50).map(|_| mine.reserve(tokens(50)))).await;
+    assert!(refused.iter().all(Result::is_err));
+    assert_eq!(sink.policy_reads(), before + 1);
+    // What another gateway gives back is seen a moment later.
+    drop(held);
+    assert!(another.release(true).await);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(mine.reserve(tokens(50)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_nobody_can_read_keeps_no_request_waiting_for_long() {
+    let sink = FakeSink::new();
+    let quota = quota(&sink, json!({"tokens": 100}));
+    sink.silence_policy();
+    let refused = tokio::time::timeout(Duration::from_mins(1), quota.reserve(tokens(1))).await;
+    assert_eq!(refused.unwrap().err(), Some(Deny::NotReady));
 }
 
 #[tokio::test]

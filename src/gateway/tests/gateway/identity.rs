@@ -1,5 +1,9 @@
 //! Whose an address is, and who may say so.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
 use agentsandbox_api::sandbox::Limits as AskedLimits;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -45,6 +49,48 @@ async fn a_pod_that_is_not_seen_yet_is_told_to_try_again() {
     // Registering again with the same token changes nothing.
     let (answer, _) = harness.register("one", 11, &"a".repeat(64)).await;
     assert!(answer.bound);
+}
+
+/// Counts the program's own warnings.
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_flood_of_refused_registrations_does_not_fill_the_log() {
+    const EACH: usize = 100;
+    let harness = harness().await;
+    harness.show("one", 11, AskedLimits::default());
+    let expires = Timestamp::now().as_second() + 600;
+    let token = |namespace: &str| harness.signer.pod_token(namespace, "uid-one", expires);
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _logging = tracing::subscriber::set_default(Warnings(warnings.clone()));
+    let begun = Instant::now();
+    for token in ["x.y.z".to_owned(), token("other"), token(NAMESPACE)] {
+        // From an address that is not the pod's.
+        let line = json!({"podUid": "uid-one", "token": token, "runTokenSha256": sha256("token")});
+        for _ in 0..EACH {
+            let (answer, _) = harness.send_registration(12, &line.to_string()).await;
+            assert!(!answer.bound, "{answer:?}");
+        }
+    }
+    let told = warnings.load(Ordering::Relaxed);
+    let most = 20 + 5 * usize::try_from(begun.elapsed().as_secs() + 1).unwrap();
+    assert!((1..=most).contains(&told), "{told} of {}", 3 * EACH);
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ pub async fn ask(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     read_response(stream).await
 }
 
-async fn http2(stream: TlsStream<TcpStream>) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+pub async fn http2(stream: TlsStream<TcpStream>) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -72,7 +72,7 @@ async fn http2(stream: TlsStream<TcpStream>) -> hyper::client::conn::http2::Send
     sender
 }
 
-async fn text(response: Response<Incoming>) -> (StatusCode, String) {
+pub async fn text(response: Response<Incoming>) -> (StatusCode, String) {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8_lossy(&body).into_owned())
@@ -596,6 +596,20 @@ async fn other_changes_of_protocol_are_refused() {
         );
         assert!(is_closed(&mut stream).await, "what follows is no request");
     }
+}
+
+#[tokio::test]
+async fn a_connection_whose_change_of_protocol_was_declined_is_closed() {
+    let (harness, sandbox) = start(policy()).await;
+    serve_echo(&harness, "ws.example.test", &["http/1.1"]).await;
+    let mut stream = open(&harness, &sandbox, "ws.example.test", &[]).await;
+    let request = format!("GET /chat HTTP/1.1\r\nHost: ws.example.test\r\n{WEBSOCKET}");
+    let back = ask(&mut stream, &request).await;
+    assert!(
+        back.starts_with("HTTP/1.1 200") && back.contains("GET /chat"),
+        "{back}"
+    );
+    assert!(is_closed(&mut stream).await, "what follows was not looked at");
 }
 
 #[tokio::test]

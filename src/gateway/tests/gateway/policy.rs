@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use agentsandbox_api::sandbox::Limits as AskedLimits;
 use agentsandbox_egress::budget::Counters;
-use http::StatusCode;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_rustls::client::TlsStream;
 
 use crate::harness::{Harness, Sandbox, eventually, is_closed, local, next_registered, read_response};
-use crate::inspect::{ask, open, serve_echo};
+use crate::inspect::{ask, http2, open, serve_echo, text};
 use crate::models::{self, chat, post, stalled_policy};
 use crate::world::{answer, http_server, raw_echo};
 
@@ -56,6 +59,65 @@ async fn a_tightened_policy_closes_what_it_no_longer_allows_within_a_second() {
     assert_eq!(&back, b"still here");
     let (_, answer) = harness.connect(&sandbox, "203.0.113.7:5432").await;
     assert!(answer.contains("AddressLiteral"), "{answer}");
+}
+
+/// Two names of one private address, which a rule opens or does not.
+fn private(is_opened: bool) -> Value {
+    let mut allow = vec![
+        json!({"host": "api.example.test", "tls": "Inspect"}),
+        json!({"host": "raw.example.test"}),
+    ];
+    if is_opened {
+        allow.push(json!({"cidr": "10.20.0.0/24", "ports": [443]}));
+    }
+    json!({"egress": {"allow": allow}})
+}
+
+#[tokio::test]
+async fn what_a_removed_range_opened_is_reached_no_more() {
+    for protocols in [&["http/1.1"][..], &["h2"]] {
+        let harness = Harness::start(private(true)).await;
+        let address = "10.20.0.7".parse().unwrap();
+        let config = harness.world.server("api.example.test", protocols);
+        let server = http_server(Some(config), |request: Request<Incoming>| async move {
+            if request.uri().path() == "/never" {
+                std::future::pending::<()>().await;
+            }
+            answer("here")
+        })
+        .await;
+        harness.network.route_address(address, 443, server);
+        for name in ["api.example.test", "raw.example.test"] {
+            harness.network.answer(name, &[&[address]]);
+        }
+        let sandbox = harness.sandbox("one", 11).await;
+        let request = |path: &str| {
+            Request::get(format!("https://api.example.test{path}")).body(Full::<Bytes>::default())
+        };
+        let mut sender = http2(open(&harness, &sandbox, "api.example.test", &["h2"]).await).await;
+        let (status, body) = text(sender.send_request(request("/").unwrap()).await.unwrap()).await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, "here"));
+        let waiting = tokio::spawn(sender.send_request(request("/never").unwrap()));
+        // One more connection by HTTP/1.1, which is idle afterwards.
+        let (status, _) = text(sender.send_request(request("/").unwrap()).await.unwrap()).await;
+        assert_eq!(status, 200);
+        let (mut tunnel, head) = harness.connect(&sandbox, "raw.example.test:443").await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let session = harness.gateway.session(sandbox.address).unwrap();
+        let dialled = || harness.network.dialled.lock().unwrap().len();
+        // The connection, the request that waits, and the tunnel.
+        let is_waiting = || session.open.len() == 3 && dialled() >= 2;
+        eventually(|| is_waiting().then_some(())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let before = dialled();
+
+        harness.set_policy(private(false));
+        assert!(is_closed(&mut tunnel).await);
+        assert_eq!(waiting.await.unwrap().unwrap().status(), 403, "{protocols:?}");
+        let (status, body) = text(sender.send_request(request("/").unwrap()).await.unwrap()).await;
+        assert!(status == 403 && body.contains("AddressForbidden"), "{body}");
+        assert_eq!(dialled(), before, "nothing is tried");
+    }
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ struct Inner {
     policies: HashMap<String, (Option<PolicyEgressStatus>, u64)>,
     troubles: Vec<Trouble>,
     writes: usize,
+    policy_reads: usize,
+    is_policy_silent: bool,
     history: Vec<EgressStatus>,
 }
 
@@ -90,6 +92,16 @@ impl FakeSink {
 
     pub fn writes(&self) -> usize {
         self.inner.lock().unwrap().writes
+    }
+
+    /// How often the policy's status was read.
+    pub fn policy_reads(&self) -> usize {
+        self.inner.lock().unwrap().policy_reads
+    }
+
+    /// From now on nobody learns what the policy's status says.
+    pub fn silence_policy(&self) {
+        self.inner.lock().unwrap().is_policy_silent = true;
     }
 
     /// Every status of a run that was ever written.
@@ -162,7 +174,12 @@ impl StatusSink for FakeSink {
     ) -> BoxFuture<'a, Result<Versioned<PolicyEgressStatus>, SinkError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
-            let inner = self.inner.lock().unwrap();
+            let is_silent = self.inner.lock().unwrap().is_policy_silent;
+            if is_silent {
+                std::future::pending::<()>().await;
+            }
+            let mut inner = self.inner.lock().unwrap();
+            inner.policy_reads += 1;
             let (status, version) = inner.policies.get(name).ok_or(SinkError::Gone)?;
             Ok(Versioned {
                 status: status.clone(),

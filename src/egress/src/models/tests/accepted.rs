@@ -79,7 +79,7 @@ fn ordinary_chats_pass_with_store_off_and_a_limit() {
             ),
         ],
     );
-    // Other servers may not know `store`, nor the newer name of the limit.
+    // Other servers may not know `store`, nor the newer name of the limit: what they don't know bounds nothing.
     check(
         Provider::OpenAICompatible,
         &Endpoint::ChatCompletions,
@@ -90,7 +90,37 @@ fn ordinary_chats_pass_with_store_off_and_a_limit() {
             ),
             (
                 with(plain.clone(), &json!({"max_completion_tokens": 3})),
-                with(plain.clone(), &json!({"max_completion_tokens": 3})),
+                with(
+                    plain.clone(),
+                    &json!({"max_completion_tokens": 3, "max_tokens": 3}),
+                ),
+            ),
+            (
+                with(
+                    plain.clone(),
+                    &json!({"max_completion_tokens": 3, "max_tokens": null}),
+                ),
+                with(
+                    plain.clone(),
+                    &json!({"max_completion_tokens": 3, "max_tokens": 3}),
+                ),
+            ),
+            (
+                with(
+                    plain.clone(),
+                    &json!({"max_completion_tokens": null, "max_tokens": 4}),
+                ),
+                with(plain.clone(), &json!({"max_tokens": 4})),
+            ),
+            (
+                with(
+                    plain.clone(),
+                    &json!({"max_completion_tokens": 0, "max_tokens": 9}),
+                ),
+                with(
+                    plain.clone(),
+                    &json!({"max_completion_tokens": 9, "max_tokens": 9}),
+                ),
             ),
         ],
     );

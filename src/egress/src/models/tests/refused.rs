@@ -141,6 +141,17 @@ fn numbers_that_decide_the_cost_are_whole_and_bounded() {
             Endpoint::ChatCompletions,
             json!({"max_tokens": 1, "max_completion_tokens": 10_000_001}),
         ),
+        // No bound, to some servers.
+        (
+            Provider::OpenAICompatible,
+            Endpoint::ChatCompletions,
+            json!({"max_tokens": 0}),
+        ),
+        (
+            Provider::OpenAICompatible,
+            Endpoint::ChatCompletions,
+            json!({"max_completion_tokens": 0}),
+        ),
         (
             Provider::OpenAI,
             Endpoint::Responses,
@@ -684,8 +695,8 @@ proptest! {
         (provider, endpoint) in any_endpoint(),
         mut members in prop::collection::hash_map(
             prop::sample::select(vec![
-                "messages", "input", "n", "max_tokens", "stream", "stream_options", "store", "tools", "thinking",
-                "system", "background", "previous_response_id", "metadata",
+                "messages", "input", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options", "store",
+                "tools", "thinking", "system", "background", "previous_response_id", "metadata",
             ]),
             any_value(),
             0..4,
@@ -708,6 +719,9 @@ proptest! {
                     ["max_tokens", "max_completion_tokens", "max_output_tokens"].iter().any(|name| sent[name].is_i64()),
                     "{}", sent
                 );
+            }
+            if provider == Provider::OpenAICompatible {
+                prop_assert!(sent["max_tokens"].as_i64().is_some_and(|most| most >= 1), "{}", sent);
             }
             prop_assert!(sent.get("background").is_none_or(|value| !value.as_bool().unwrap_or(false)));
             // Schemas and the arguments of tools are free text.
