@@ -13,7 +13,7 @@ QUIET := $(shell [ -t 2 ] || echo -q)
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help demo down test lint deny unit python fuzz fuzz-short e2e bench bench-gateway bench-capture generate cluster
+.PHONY: help demo down test lint deny unit python fuzz fuzz-short e2e bench bench-decision bench-gateway bench-capture generate cluster
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,10 +56,13 @@ fuzz-short: ## Each fuzz target with its seeds and 20,000 inputs made from them
 e2e: cluster ## End-to-end tests on a real cluster, which is ended afterwards
 	e2e/test.sh
 
-bench: cluster ## All benchmarks: on a real cluster, which is ended afterwards, of the egress gateway and of the capture of actions
+bench: cluster bench-decision ## All benchmarks: on a real cluster, which is ended afterwards, of the egress gateway and of the capture of actions
 	e2e/bench.sh
 	e2e/bench-gateway.sh
 	e2e/bench-capture.sh
+
+bench-decision: ## Only the gateway's decision core: identity, connection, request and record, together below 2 µs
+	cargo bench --locked -q -p agentsandbox-egress --bench decision
 
 bench-gateway: ## Only the egress gateway, beside squid and mitmproxy
 	e2e/bench-gateway.sh

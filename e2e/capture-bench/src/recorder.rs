@@ -15,7 +15,7 @@ use agentsandbox_api::names;
 use agentsandbox_api::run::{CommandSpec, FromRecorder, FromSupervisor, RequiredCapture};
 
 use crate::Error;
-use crate::work::Work;
+use crate::work::{Bar, Work};
 
 /// What one supervised run took and left.
 struct Supervised {
@@ -61,7 +61,7 @@ pub fn compare(supervisor: &Path, rounds: usize, only: Option<Work>) -> Result<(
     {
         let mut took: BTreeMap<Way, Vec<f64>> = BTreeMap::new();
         let (mut records, mut means) = (0, Means::None);
-        for round in 0..=rounds * work.runs() {
+        for round in 0..=work.runs(rounds) {
             let mut ways = [Way::Captured, Way::Uncaptured, Way::Alone];
             // By turns each goes first, so that nobody's place is the better one.
             ways.rotate_left(round % 3);
@@ -91,16 +91,28 @@ pub fn compare(supervisor: &Path, rounds: usize, only: Option<Work>) -> Result<(
             median(one.iter().zip(other).map(|(one, other)| figure(*one, *other)))
         };
         let micros = |nanos: f64| nanos / operations / 1e3;
+        let ratio = pairs(with, without, |with, without| with / without);
+        let dearer = micros(pairs(with, without, |with, without| with - without));
         println!(
             "{:<7} {:>11.1} {:>11.1} {:>8.3} {:>11.2} µs {:>11.2} µs {:>13.2} µs {:>9}  {means:?}",
             work.name(),
             median(with.iter().copied()) / 1e6,
             median(without.iter().copied()) / 1e6,
-            pairs(with, without, |with, without| with / without),
-            micros(pairs(with, without, |with, without| with - without)),
+            ratio,
+            dearer,
             micros(fastest(with) - fastest(without)),
             micros(pairs(without, alone, |without, alone| without - alone)),
             records,
+        );
+        let (said, holds) = match work.bar() {
+            Some(Bar::Ratio(bar)) => (format!("at most {bar} times the time without"), ratio <= bar),
+            Some(Bar::Micros(bar)) => (format!("at most {bar} µs more per operation"), dearer <= bar),
+            None => continue,
+        };
+        println!(
+            "{} {}: {said}",
+            if holds { "met:    " } else { "NOT MET:" },
+            work.name()
         );
     }
     Ok(())

@@ -18,8 +18,9 @@ const EXECS: usize = 40;
 const PROCESSES: usize = 200;
 const READS: usize = 100_000;
 const WRITES: usize = 20_000;
-/// Sources compiled: each compilation executes three programs and reads some hundred files.
-const SOURCES: usize = 60;
+/// Sources compiled: each compilation executes three programs and opens some hundred files, all together thousands of the
+/// ones and tens of thousands of the others.
+const SOURCES: usize = 700;
 
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +35,15 @@ pub enum Work {
     Read,
     /// Creates and closes a file, which is replaced each time.
     Write,
+}
+
+/// A ceiling of what capture costs.
+#[derive(Clone, Copy, Debug)]
+pub enum Bar {
+    /// Of the time with it to the time without.
+    Ratio(f64),
+    /// Microseconds for each operation.
+    Micros(f64),
 }
 
 impl Work {
@@ -62,11 +72,23 @@ impl Work {
         }
     }
 
-    /// How often it is done in a round.
-    pub fn runs(self) -> usize {
+    /// How often it is done in so many rounds: what is short more often, what is long less.
+    pub fn runs(self, rounds: usize) -> usize {
         match self {
-            Self::Exec => 5,
-            _ => 1,
+            Self::Exec => rounds * 5,
+            Self::Build => rounds.div_ceil(5),
+            _ => rounds,
+        }
+    }
+
+    /// What capture may cost, if that has a bar: as the ratio of times, or in microseconds for each operation.
+    pub fn bar(self) -> Option<Bar> {
+        match self {
+            Self::Build => Some(Bar::Ratio(1.05)),
+            Self::Exec => Some(Bar::Micros(60.0)),
+            // Noise: reading is not captured, and a hundredth of what a look costs is nothing.
+            Self::Read => Some(Bar::Micros(0.1)),
+            Self::Process | Self::Write => None,
         }
     }
 

@@ -30,6 +30,13 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         datagrams.sendto(b"question", ("203.0.113.53", 53))
     except OSError:
         pass
+# A send that opens a connection.
+with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+    connection.setblocking(False)
+    try:
+        connection.sendto(b"first", socket.MSG_FASTOPEN, ("203.0.113.54", 443))
+    except OSError:
+        pass
 os.unlink("moved")
 with open("kept", "w") as kept:
     kept.write("abc")

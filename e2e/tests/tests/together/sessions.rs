@@ -445,3 +445,28 @@ async fn into_a_sandbox_go_steps_and_nothing_else() {
     assert_eq!(closed.shell("exit 9").unwrap().code, 9);
     harness.finish().await.unwrap();
 }
+
+/// A process is stopped by others of its user as soon as it is there, even before it executes its program.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_all_that_is_born_hangs_nobody() {
+    let (harness, sessions) = begin("stopping", |runtime| session(runtime, 600, 600)).await;
+    for (runtime, session) in RUNTIMES.iter().zip(&sessions) {
+        let stopper = "while :; do kill -STOP -1; done";
+        let begun = session
+            .step(&["step", "--detach", "--", "sh", "-c", stopper])
+            .unwrap();
+        assert_eq!(begun.code, 0, "{runtime}: {}", begun.stderr);
+        for _ in 0..3 {
+            let step = session.step(&["step", "--timeout", "2", "--", "true"]).unwrap();
+            println!("{runtime}: {} {}", step.code, step.stderr);
+        }
+        // The supervisor still hears what it is told.
+        harness
+            .patch::<AgentSandbox>(runtime, json!({"spec": {"stop": true}}))
+            .await
+            .unwrap();
+        let result = harness.finished(runtime).await.unwrap().result.unwrap();
+        assert_eq!(result.reason, Some(Reason::Stopped), "{runtime}: {result:?}");
+    }
+    harness.finish().await.unwrap();
+}

@@ -138,13 +138,14 @@ pub fn spawn(spec: &CommandSpec, start: Start<'_>, capturing: &Capturing) -> Res
 /// Copies untouched, and keeps the end.
 fn pass_on(pipe: &mut impl Read) -> Vec<u8> {
     let (mut tail, mut buffer) = (Vec::new(), [0; 8192]);
-    let mut out = std::io::stderr().lock();
+    let out = std::io::stderr();
     loop {
         match pipe.read(&mut buffer) {
             Ok(0) => return tail,
             Ok(length) => {
                 // A log that can't be written must not end the run.
-                let _ = out.write_all(&buffer[..length]);
+                // The lock lasts for this write alone: the main loop has something to say as well.
+                let _ = out.lock().write_all(&buffer[..length]);
                 tail.extend_from_slice(&buffer[..length]);
                 if tail.len() > 2 * TAIL_BYTES {
                     tail.drain(..tail.len() - TAIL_BYTES);

@@ -1,7 +1,8 @@
 //! How full the writable folders are: nothing below the kubelet's slow eviction bounds an `emptyDir` on most nodes.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// So many entries at most may lie below one folder: they use the host's inodes, and looking at them uses time.
@@ -35,6 +36,11 @@ impl DiskWatch {
         if begun < self.next {
             return None;
         }
+        let held = held();
+        for walk in &mut self.walks {
+            let below = held.values().filter(|file| file.path.starts_with(&walk.folder));
+            walk.held = below.map(|file| file.bytes).sum();
+        }
         let over = self
             .walks
             .iter_mut()
@@ -45,8 +51,51 @@ impl DiskWatch {
 
     /// Bytes in all folders, by the last whole walk of each.
     pub fn used(&self) -> Option<u64> {
-        self.walks.iter().map(|walk| walk.found).sum()
+        self.walks.iter().map(|walk| Some(walk.found? + walk.held)).sum()
     }
+}
+
+/// A file without a name that a process holds open.
+struct Held {
+    /// Where it was, as the kernel tells it.
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// Files that have no name any more, by device and number: no walk finds them, and they use room until they are closed.
+fn held() -> BTreeMap<(u64, u64), Held> {
+    let mut found = BTreeMap::new();
+    for process in entries(Path::new("/proc")) {
+        let own = process.ends_with(std::process::id().to_string());
+        let is_process = process
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit));
+        if !is_process || own {
+            continue;
+        }
+        for descriptor in entries(&process.join("fd")) {
+            // Follows the kernel's own link to the file, whatever became of its name.
+            let meta = std::fs::metadata(&descriptor)
+                .ok()
+                .filter(std::fs::Metadata::is_file);
+            let (Some(meta), Ok(path)) = (meta, std::fs::read_link(&descriptor)) else {
+                continue;
+            };
+            // gVisor tells the last name only by the path.
+            let is_nameless =
+                meta.nlink() == 0 || path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)");
+            if is_nameless {
+                let bytes = meta.blocks() * 512;
+                found.insert((meta.dev(), meta.ino()), Held { path, bytes });
+            }
+        }
+    }
+    found
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 /// A walk through one folder, on its own file system and without following links, that begins anew when it is done.
@@ -54,6 +103,8 @@ struct Walk {
     folder: PathBuf,
     limit: u64,
     bytes: u64,
+    /// Bytes of files without a name.
+    held: u64,
     entries: usize,
     pending: Vec<PathBuf>,
     /// Bytes that the last whole walk found.
@@ -67,6 +118,7 @@ impl Walk {
             folder,
             limit,
             bytes: 0,
+            held: 0,
             entries: 0,
             pending,
             found: None,
@@ -89,7 +141,7 @@ impl Walk {
                 if meta.is_dir() {
                     self.pending.push(entry.path());
                 }
-                if self.bytes > self.limit || self.entries > ENTRIES_MAX {
+                if self.is_over() {
                     return Some(self.begin_anew());
                 }
             }
@@ -97,22 +149,32 @@ impl Walk {
                 return None;
             }
         }
+        if self.is_over() {
+            return Some(self.begin_anew());
+        }
         let found = self.bytes;
         self.begin_anew();
         self.found = Some(found);
         None
     }
 
+    fn is_over(&self) -> bool {
+        self.bytes + self.held > self.limit || self.entries > ENTRIES_MAX
+    }
+
     /// Forgets what was found, and says it.
     fn begin_anew(&mut self) -> String {
         let found = format!(
-            "{} holds {} bytes in {} entries; at most {} bytes and {ENTRIES_MAX} entries are allowed",
+            "{} holds {} bytes in {} entries and in files without a name; at most {} bytes and {ENTRIES_MAX} entries are allowed",
             self.folder.display(),
-            self.bytes,
+            self.bytes + self.held,
             self.entries,
             self.limit
         );
-        *self = Self::new(std::mem::take(&mut self.folder), self.limit);
+        *self = Self {
+            held: self.held,
+            ..Self::new(std::mem::take(&mut self.folder), self.limit)
+        };
         found
     }
 }
@@ -120,6 +182,8 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
 
     #[test]
     fn nested_files_count_and_links_do_not_lead_out() {
@@ -137,5 +201,36 @@ mod tests {
         assert_eq!(fits, None);
         assert!(over.unwrap().contains("holds 10"));
         assert_eq!(steps, [false, false, true]);
+    }
+
+    #[test]
+    fn a_file_without_a_name_counts_as_long_as_somebody_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "exec 3>file 4<file; rm file; head -c 1048576 /dev/zero >&3; echo written; read end";
+        let mut holder = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(holder.stdout.take().unwrap())
+            .read_line(&mut said)
+            .unwrap();
+        let watch = |limit| {
+            let mut watch = DiskWatch::new(vec![(folder.path().to_owned(), limit)]);
+            watch.next = Instant::now();
+            let over = watch.check();
+            (over, watch.used())
+        };
+        let (fits, used) = watch(2 << 20);
+        assert_eq!(fits, None);
+        // It has two descriptors, and is one file.
+        assert_eq!(used.unwrap() >> 20, 1);
+        assert!(watch(1 << 19).0.unwrap().contains("holds 10"));
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        assert_eq!(watch(1 << 19).0, None);
     }
 }

@@ -11,6 +11,15 @@ pub const NATIVE_ARCH: u32 = 0xc000_00b7;
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u32 | TEMPORARY;
 const TEMPORARY: u32 = 0o20_000_000;
 
+/// Flags of clone(2) and unshare(2) that make namespaces; what clone takes for its signal is `CLONE_NEWTIME` for unshare.
+const NAMESPACES: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u32;
+
 /// Commands of fcntl(2) and ioctl(2) by which a descriptor gets an owner, as the kernel's headers number them.
 const F_SETOWN: u32 = libc::F_SETOWN as u32;
 const F_SETOWN_EX: u32 = 15;
@@ -70,12 +79,14 @@ pub enum Kind {
     Connect {
         address: u8,
         length: u8,
-        datagram: bool,
+        /// Flags of what is sent there, if the call sends.
+        flags: Option<u8>,
     },
     /// A message header, or an array of them with its length.
     SendMessage {
         header: u8,
         count: Option<u8>,
+        flags: u8,
     },
     /// Must not reach the supervisor.
     Guard(Guard),
@@ -153,7 +164,7 @@ pub const RULES: &[Rule] = &[
         Kind::Connect {
             address: 4,
             length: 5,
-            datagram: true,
+            flags: Some(3),
         },
     ),
     rule(
@@ -163,6 +174,7 @@ pub const RULES: &[Rule] = &[
         Kind::SendMessage {
             header: 1,
             count: None,
+            flags: 2,
         },
     ),
     rule(
@@ -182,7 +194,7 @@ pub const RULES: &[Rule] = &[
         Kind::Connect {
             address: 1,
             length: 2,
-            datagram: false,
+            flags: None,
         },
     ),
     rule(
@@ -192,6 +204,7 @@ pub const RULES: &[Rule] = &[
         Kind::SendMessage {
             header: 1,
             count: Some(2),
+            flags: 3,
         },
     ),
     rule(
@@ -311,6 +324,28 @@ pub const RULES: &[Rule] = &[
     absent(libc::SYS_io_uring_register, "io_uring_register"),
     // It stops the kernel's own reads of a process's memory for as long as the process likes.
     absent(libc::SYS_userfaultfd, "userfaultfd"),
+    // Where processes are traced, one without us as its tracer could take another, which would get its stops in our place.
+    // And who is root of a namespace can mount file systems of its own, at which whoever looks waits for ever.
+    rule(
+        libc::SYS_clone,
+        "clone",
+        Test::FailIfAny {
+            argument: 0,
+            bits: libc::CLONE_UNTRACED as u32 | NAMESPACES,
+        },
+        Kind::Absent,
+    ),
+    rule(
+        libc::SYS_unshare,
+        "unshare",
+        Test::FailIfAny {
+            argument: 0,
+            bits: NAMESPACES | libc::CLONE_NEWTIME as u32,
+        },
+        Kind::Absent,
+    ),
+    // Its flags lie behind a pointer; programs fall back to clone.
+    absent(libc::SYS_clone3, "clone3"),
     // Their target is a descriptor, which another thread can exchange meanwhile. Programs fall back to kill.
     absent(libc::SYS_pidfd_send_signal, "pidfd_send_signal"),
     absent(libc::SYS_process_madvise, "process_madvise"),
@@ -370,22 +405,6 @@ pub const RULES: &[Rule] = &[
         Test::Ask,
         Kind::Guard(Guard::IoPriority),
     ),
-];
-
-/// What else the filter knows of calls where processes are traced: each must have us as its tracer from its birth on, for
-/// one without could take another, which would get its stops in our place.
-pub const RULES_OF_TRACED: &[Rule] = &[
-    rule(
-        libc::SYS_clone,
-        "clone",
-        Test::FailIfAny {
-            argument: 0,
-            bits: libc::CLONE_UNTRACED as u32,
-        },
-        Kind::Absent,
-    ),
-    // Its flags lie behind a pointer; programs fall back to clone.
-    absent(libc::SYS_clone3, "clone3"),
 ];
 
 /// The rule of a call.

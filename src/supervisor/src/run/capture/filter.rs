@@ -3,7 +3,7 @@
 //! It sees numbers and register values only. What hides behind a pointer it can't judge, so such calls are let through
 //! after they were noted, or answered as if the kernel did not have them.
 
-use super::calls::{Guard, Kind, NATIVE_ARCH, RULES, RULES_OF_TRACED, Test};
+use super::calls::{Guard, Kind, NATIVE_ARCH, RULES, Test};
 
 /// Let the call through.
 pub const ALLOW: u32 = 0x7fff_0000;
@@ -60,8 +60,7 @@ pub fn program(ask: Option<u32>) -> Vec<libc::sock_filter> {
     #[cfg(target_arch = "x86_64")]
     program.extend([op(FROM, X32, 0, 1), give(error(libc::ENOSYS))]);
     // The kernel remembers which calls are let through whatever their arguments: for these no program runs at all.
-    let more: &[_] = if ask == Some(TRACE) { RULES_OF_TRACED } else { &[] };
-    for rule in RULES.iter().chain(more) {
+    for rule in RULES {
         let number = u32::try_from(rule.number).unwrap_or(u32::MAX);
         let test = match (rule.kind, ask) {
             // A process that is being started asks its tracer to be one. Any other has one already.
@@ -285,19 +284,28 @@ mod tests {
     }
 
     #[test]
-    fn who_is_traced_has_no_child_that_is_not() {
-        let traced = |number: libc::c_long, flags: i32| {
-            let number = u32::try_from(number).unwrap();
-            let arguments = [u64::from(flags.unsigned_abs()), 0, 0, 0, 0, 0];
-            run(&program(Some(TRACE)), NATIVE_ARCH, number, arguments)
+    fn nobody_has_a_namespace_of_its_own_or_a_child_without_a_tracer() {
+        let made = |number: libc::c_long, flags: i32| {
+            verdict(number, [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0])
         };
-        assert_eq!(traced(libc::SYS_clone, libc::SIGCHLD), ALLOW);
-        assert_eq!(
-            traced(libc::SYS_clone, libc::CLONE_UNTRACED | libc::SIGCHLD),
-            error(libc::EPERM)
-        );
-        assert_eq!(traced(libc::SYS_clone3, 0), error(libc::ENOSYS));
-        assert_eq!(verdict(libc::SYS_clone3, [1; 6]), ALLOW);
+        let thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_FILES;
+        for flags in [libc::SIGCHLD, thread, libc::CLONE_VFORK | libc::SIGCHLD] {
+            assert_eq!(made(libc::SYS_clone, flags), ALLOW);
+        }
+        for flag in [
+            libc::CLONE_UNTRACED,
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWNS,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWNET,
+        ] {
+            assert_eq!(made(libc::SYS_clone, flag | libc::SIGCHLD), error(libc::EPERM));
+        }
+        assert_eq!(made(libc::SYS_unshare, libc::CLONE_FILES), ALLOW);
+        for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWTIME] {
+            assert_eq!(made(libc::SYS_unshare, flag), error(libc::EPERM));
+        }
+        assert_eq!(verdict(libc::SYS_clone3, [0; 6]), error(libc::ENOSYS));
     }
 
     proptest! {

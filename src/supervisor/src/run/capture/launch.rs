@@ -3,10 +3,19 @@
 
 use std::io;
 use std::process::Command;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::sys::{self, Bell, Shared};
+
+/// A process usually executes its program within this time. One that does not may have been stopped by another one of the
+/// same user, and is told to go on.
+pub const START_USUAL: Duration = Duration::from_secs(1);
+/// One that has not by then is killed, since whoever starts it waits for it.
+pub const START_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at one that takes long.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the launcher is starting, for whoever looks at its first system calls.
 pub struct Launching {
@@ -49,6 +58,7 @@ pub struct Order {
 pub struct Launcher {
     orders: Sender<Order>,
     bell: Option<Arc<Bell>>,
+    launching: Option<Arc<Launching>>,
 }
 
 impl Launcher {
@@ -83,7 +93,12 @@ impl Launcher {
                 serve(&taken, &launching);
             })?;
         let (result, launching) = prepared.recv().map_err(io::Error::other)??;
-        Ok((Self { orders, bell: None }, result, launching))
+        let launcher = Self {
+            orders,
+            bell: None,
+            launching: Some(launching.clone()),
+        };
+        Ok((launcher, result, launching))
     }
 
     /// A launcher whose thread takes orders when its bell rings.
@@ -91,6 +106,7 @@ impl Launcher {
         Self {
             orders,
             bell: Some(bell),
+            launching: None,
         }
     }
 
@@ -106,7 +122,27 @@ impl Launcher {
         if let Some(bell) = &self.bell {
             bell.ring();
         }
-        result.recv().map_err(io::Error::other)?
+        let begun = Instant::now();
+        loop {
+            match result.recv_timeout(LOOK_EVERY) {
+                Ok(started) => return started,
+                Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(RecvTimeoutError::Timeout) => self.hurry(begun.elapsed()),
+            }
+        }
+    }
+
+    /// Sees to it that a process which others have stopped before its exec goes on, or ends.
+    fn hurry(&self, waited: Duration) {
+        // A tracer sees to those that it starts.
+        let Some(launching) = &self.launching else { return };
+        match launching.pid.get() {
+            // It was stopped before it could say which one it is.
+            0 if waited > START_PATIENCE => crate::sys::kill_everything(),
+            pid if waited > START_PATIENCE => crate::sys::signal(pid, libc::SIGKILL),
+            pid if waited > START_USUAL => crate::sys::signal(pid, libc::SIGCONT),
+            _ => {}
+        }
     }
 }
 

@@ -3,9 +3,14 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
+use super::launch::{START_PATIENCE, START_USUAL};
 use super::sys::install;
 use crate::sys::Ended;
+
+/// Between two looks at a child that is being started.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
 
 /// What a traced thread has stopped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +120,13 @@ pub fn begin_tracing(pid: i32) -> io::Result<()> {
         | libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEEXEC
         | libc::PTRACE_O_EXITKILL;
-    let mut status = 0;
+    let status = wait_started(pid)?;
+    if !libc::WIFSTOPPED(status) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     // SAFETY: the pointer is to a live integer; the requests take none.
     unsafe {
-        if libc::waitpid(pid, &raw mut status, libc::__WALL) != pid || !libc::WIFSTOPPED(status) {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
+        let mut status = 0;
         if libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, libc::c_long::from(options)) < 0
             || libc::ptrace(libc::PTRACE_CONT, pid, 0, 0) < 0
         {
@@ -131,6 +137,29 @@ pub fn begin_tracing(pid: i32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits for the first news of a child. Others of the same user can stop it before it lets itself be traced, and of that
+/// there is no news: it is let go on, and killed if that does not help.
+fn wait_started(pid: i32) -> io::Result<i32> {
+    let begun = Instant::now();
+    let mut status = 0;
+    loop {
+        // SAFETY: the pointer is to a live integer; the signals reach a child that was not waited for.
+        unsafe {
+            match libc::waitpid(pid, &raw mut status, libc::__WALL | libc::WNOHANG) {
+                0 => {}
+                found if found == pid => return Ok(status),
+                _ => return Err(io::Error::last_os_error()),
+            }
+            if begun.elapsed() > START_PATIENCE {
+                libc::kill(pid, libc::SIGKILL);
+            } else if begun.elapsed() > START_USUAL {
+                libc::kill(pid, libc::SIGCONT);
+            }
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Whether this thread can trace a child that has a filter.

@@ -107,16 +107,18 @@ pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
         Kind::Connect {
             address,
             length,
-            datagram,
+            flags,
         } => {
             let peer = read::peer(
                 memory,
                 arguments[usize::from(address)],
                 arguments[usize::from(length)],
             )?;
-            Ok(connects(pid, peer, datagram))
+            let transport = flags.map(|flags| transport(arguments[usize::from(flags)]));
+            Ok(connects(pid, peer, transport))
         }
-        Kind::SendMessage { header, count } => {
+        Kind::SendMessage { header, count, flags } => {
+            let transport = Some(transport(arguments[usize::from(flags)]));
             let header = arguments[usize::from(header)];
             let count = count.map_or(1, |count| {
                 read::low(arguments[usize::from(count)]).min(MESSAGES_MAX)
@@ -124,7 +126,7 @@ pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
             let mut actions: Vec<Action> = Vec::new();
             for index in 0..u64::from(count) {
                 let peer = read::message_peer(memory, header.wrapping_add(index * MESSAGE_BYTES))?;
-                if let Sight::Seen(more) = connects(pid, peer, true) {
+                if let Sight::Seen(more) = connects(pid, peer, transport) {
                     // Many messages to one address are one attempt.
                     for action in more {
                         if actions.last() != Some(&action) {
@@ -147,7 +149,13 @@ pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
     }
 }
 
-fn connects(pid: u32, peer: Option<Peer>, datagram: bool) -> Sight {
+/// By what something is sent to an address: a datagram, unless it is the first of a connection (TCP Fast Open).
+fn transport(flags: u64) -> Transport {
+    let opens = read::low(flags) & libc::MSG_FASTOPEN.cast_unsigned() != 0;
+    if opens { Transport::Tcp } else { Transport::Udp }
+}
+
+fn connects(pid: u32, peer: Option<Peer>, transport: Option<Transport>) -> Sight {
     let Some(Peer { address, port, ip }) = peer else {
         return Sight::Nothing;
     };
@@ -155,7 +163,7 @@ fn connects(pid: u32, peer: Option<Peer>, datagram: bool) -> Sight {
         pid,
         address,
         port,
-        transport: (datagram && ip).then_some(Transport::Udp),
+        transport: transport.filter(|_| ip),
     }])
 }
 
