@@ -494,7 +494,11 @@ pub struct SandboxCounts {
 #[serde(rename_all = "camelCase")]
 pub struct PolicyEgressStatus {
     /// When the window began that is counted now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::schema::time_or_none"
+    )]
     pub window_start: Option<Time>,
     /// Tokens taken, those taken and not spent yet included.
     #[serde(default)]

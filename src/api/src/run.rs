@@ -95,6 +95,12 @@ impl RequiredCapture {
     pub fn is_any(self) -> bool {
         self.commands || self.files || self.network
     }
+
+    /// Whether anything must be captured that need not be by `other`.
+    #[must_use]
+    pub fn demands_more_than(self, other: Self) -> bool {
+        self.commands && !other.commands || self.files && !other.files || self.network && !other.network
+    }
 }
 
 /// A run that takes steps.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::Capture as CaptureMeans;
 use crate::isolation::IsolationLevel;
 use crate::reason::Reason;
-use crate::run::{ProbeOutcome, UsageSource};
+use crate::run::{ProbeOutcome, RequiredCapture, UsageSource};
 pub use crate::schema::Quantity;
 
 /// Spec is immutable while `runId` stays the same; these four fields aside.
@@ -403,6 +403,24 @@ pub struct PolicyStatus {
     pub name: String,
     /// Its `metadata.generation`; 0 is the built-in policy.
     pub generation: i64,
+    /// What it gave the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<RunTerms>,
+}
+
+/// What a policy gave a run when its pod was made, and what does not change with the policy. A policy that demands more
+/// since ends the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunTerms {
+    /// The weakest isolation under which the command may start.
+    pub minimum: IsolationLevel,
+    /// Whether the command runs as user 0.
+    pub root: bool,
+    /// What must be captured of its actions.
+    pub require: RequiredCapture,
+    /// How long the run may take, in seconds.
+    pub runtime_seconds: i32,
 }
 
 /// The isolation that was asked for and the one that was observed.
@@ -551,7 +569,11 @@ pub struct EgressDenial {
     /// How often.
     pub count: i64,
     /// When last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::schema::time_or_none"
+    )]
     pub last_time: Option<Time>,
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -39,6 +40,13 @@ impl<'de> Deserialize<'de> for Quantity {
     }
 }
 
+/// A time that an egress gateway wrote; none where it can't be read. The API server takes texts that are no time
+/// (`+99:99` as its zone), and an object that can't be read keeps every other of its list from being read.
+pub fn time_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
+    let written = serde_json::Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(written).ok())
+}
+
 impl JsonSchema for Quantity {
     fn schema_name() -> Cow<'static, str> {
         "Quantity".into()
@@ -57,5 +65,33 @@ impl JsonSchema for Quantity {
                 "message": "must be a Kubernetes quantity above 0, such as 500m, 2 or 1Gi"
             }]
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::PolicyEgressStatus;
+    use crate::sandbox::EgressStatus;
+    use serde_json::json;
+
+    #[test]
+    fn a_time_that_cannot_be_read_hides_nothing_else() {
+        for (written, is_read) in [
+            (json!("2026-01-01T00:00:00Z"), true),
+            (json!("2026-01-01T00:00:00+99:99"), false),
+            (json!("9999-12-31T23:59:59-23:59"), false),
+            (json!(null), false),
+        ] {
+            let denial = json!({"destination": "x", "reason": "y", "count": 3, "lastTime": written});
+            let egress: EgressStatus = serde_json::from_value(json!({"denials": [denial]})).unwrap();
+            assert_eq!(egress.denials[0].last_time.is_some(), is_read, "{written}");
+            assert_eq!(egress.denials[0].count, 3);
+            let window = json!({"windowStart": written, "tokens": 7});
+            let quota: PolicyEgressStatus = serde_json::from_value(window).unwrap();
+            assert_eq!(quota.window_start.is_some(), is_read, "{written}");
+            assert_eq!(quota.tokens, 7);
+        }
+        let without: PolicyEgressStatus = serde_json::from_value(json!({"tokens": 7})).unwrap();
+        assert_eq!(without.window_start, None);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub fn jittered(duration: Duration) -> Duration {
     // RandomState is seeded by the operating system for each value: random enough to spread load.
     let percent = 90 + u32::try_from(RandomState::new().hash_one(0_u8) % 21).unwrap_or(10);
-    duration * percent / 100
+    duration.saturating_mul(percent) / 100
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod own_writes;
 pub mod policy;
 pub mod quantity;
+pub mod reconcile;
 pub mod reference;
 pub mod request;
 pub mod run;

@@ -6,13 +6,20 @@ use kube_quantity::ParsedQuantity;
 
 /// A text that is not a usable quantity.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a Kubernetes quantity above 0")]
+#[error("{0:?} is not a Kubernetes quantity above 0 that fits into 64 bits")]
 pub struct BadQuantity(String);
+
+/// Above 2^63 nothing is a size; the API server keeps quantities as 64-bit numbers too.
+const MOST: f64 = 9.2e18;
 
 /// Thousandths of a CPU.
 pub fn cpu_millis(quantity: &Quantity) -> Result<u64, BadQuantity> {
     let parsed = parse(quantity)?;
-    whole(&(parsed * 1000), quantity)
+    // A product that its decimal arithmetic can't hold is a panic.
+    match parsed.to_bytes_f64() {
+        Some(cpus) if cpus > 0.0 && cpus < MOST / 1000.0 => whole(&(parsed * 1000), quantity),
+        _ => Err(BadQuantity(quantity.0.clone())),
+    }
 }
 
 /// Bytes.
@@ -48,9 +55,8 @@ fn parse(quantity: &Quantity) -> Result<ParsedQuantity, BadQuantity> {
 
 fn whole(parsed: &ParsedQuantity, quantity: &Quantity) -> Result<u64, BadQuantity> {
     match parsed.to_bytes_f64() {
-        // Above 2^63 nothing is a size; the API server keeps quantities as 64-bit numbers too.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bounded just here
-        Some(value) if value > 0.0 && value < 9.2e18 => Ok(value.ceil() as u64),
+        Some(value) if value > 0.0 && value < MOST => Ok(value.ceil() as u64),
         _ => Err(BadQuantity(quantity.0.clone())),
     }
 }
@@ -58,6 +64,18 @@ fn whole(parsed: &ParsedQuantity, quantity: &Quantity) -> Result<u64, BadQuantit
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[+-]?[0-9]{0,30}([.][0-9]{0,30})?(|n|u|m|k|Ki|G|E|Ei|e-?[0-9]{1,3})") {
+            let quantity = Quantity(text);
+            let (millis, bytes) = (cpu_millis(&quantity), bytes(&quantity));
+            // What is a number of CPUs is one of bytes as well.
+            prop_assert!(millis.is_err() || bytes.is_ok());
+            prop_assert!(same_amount(&quantity.0, &quantity.0) || bytes.is_err());
+        }
+    }
 
     #[test]
     fn cpus_and_bytes_are_read_in_every_usual_form() {
@@ -79,6 +97,22 @@ mod tests {
         for text in ["", "much", "0", "-1Gi", "1Zi", "99999999999999999999999"] {
             assert!(bytes(&text.into()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn more_cpus_than_anything_can_hold_are_refused() {
+        for text in [
+            "9e27",
+            "-9e27",
+            "9000000000000000000000000000n",
+            "79228162514264337593543950335",
+            "9200000000000000",
+            "1e999",
+        ] {
+            assert!(cpu_millis(&text.into()).is_err(), "{text}");
+        }
+        assert_eq!(cpu_millis(&"9e15".into()), Ok(9_000_000_000_000_000_000));
+        assert_eq!(cpu_millis(&"1.11".into()), Ok(1_110));
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn every_admission_policy_is_bound_and_fails_closed() {
         .iter()
         .filter(|object| object["kind"] == "ValidatingAdmissionPolicy")
         .collect();
-    assert_eq!(policies.len(), 4);
+    assert_eq!(policies.len(), 5);
     for policy in policies {
         let name = policy["metadata"]["name"].as_str().unwrap();
         assert_eq!(policy["spec"]["failurePolicy"], "Fail", "{name}");
@@ -185,6 +185,7 @@ fn admission_policies_name_the_accounts_labels_and_names_that_the_program_uses()
             .and_then(Value::as_str)
             .unwrap_or("agentsandbox-system")
     );
+    let domain = format!("'{}/'", names::GROUP);
     let expected = [
         ("agentsandbox-gateway-writes", vec![gateway::NAME, "'egress'"]),
         (
@@ -211,11 +212,62 @@ fn admission_policies_name_the_accounts_labels_and_names_that_the_program_uses()
             "agentsandbox-operator-gateways",
             vec![&account, gateway::NAME, gateway::LABEL.0],
         ),
+        ("agentsandbox-pods", vec![&account, &domain, "'AgentSandbox'"]),
     ];
     for (policy, words) in expected {
         for word in words {
             assert!(text(policy).contains(word), "{policy}: {word}");
         }
+    }
+}
+
+/// What a policy looks at: operations, each with a resource of the core group.
+fn matched(policy: &Value) -> BTreeSet<(&str, &str)> {
+    let rules = policy["spec"]["matchConstraints"]["resourceRules"].as_array();
+    rules
+        .unwrap()
+        .iter()
+        .flat_map(|rule| {
+            let resources = words(rule, "resources");
+            words(rule, "operations")
+                .into_iter()
+                .flat_map(move |operation| resources.clone().into_iter().map(move |what| (operation, what)))
+        })
+        .collect()
+}
+
+#[test]
+fn every_way_into_a_running_pod_is_looked_at() {
+    let objects = objects(&root());
+    let exec = named(&objects, "ValidatingAdmissionPolicy", "agentsandbox-exec");
+    let ways = [
+        ("CONNECT", "pods/exec"),
+        ("CONNECT", "pods/attach"),
+        ("CONNECT", "pods/portforward"),
+        ("CONNECT", "pods/proxy"),
+        ("UPDATE", "pods/ephemeralcontainers"),
+        ("UPDATE", "pods/resize"),
+    ];
+    assert_eq!(matched(exec), BTreeSet::from(ways));
+    let pods = named(&objects, "ValidatingAdmissionPolicy", "agentsandbox-pods");
+    assert_eq!(
+        matched(pods),
+        BTreeSet::from([("CREATE", "pods"), ("UPDATE", "pods")])
+    );
+}
+
+#[test]
+fn the_operators_account_puts_no_secret_into_an_environment() {
+    let objects = objects(&root());
+    for name in ["agentsandbox-operator-pods", "agentsandbox-operator-gateways"] {
+        let policy = named(&objects, "ValidatingAdmissionPolicy", name);
+        let validations = policy["spec"]["validations"].as_array().unwrap();
+        let closed = validations.iter().any(|validation| {
+            let expression = validation["expression"].as_str().unwrap();
+            expression.contains("!has(container.envFrom)")
+                && expression.contains("!has(entry.valueFrom) || has(entry.valueFrom.fieldRef)")
+        });
+        assert!(closed, "{name}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Whether what the API server holds is still what was built: mutating webhooks, and people, may add containers,
 //! volumes, tokens and environment.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde::Serialize;
@@ -41,19 +43,50 @@ const FILLED_IN: [&str; 28] = [
     "imagePullPolicy",
 ];
 
+/// Whether the API server gives a pod this label of its node when it is bound (Kubernetes 1.35).
+#[must_use]
+pub fn is_of_node(label: &str) -> bool {
+    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"].contains(&label)
+}
+
+/// Whether a pod has the labels that it was built with, those of its node aside.
+#[must_use]
+pub fn keeps_labels(built: &BTreeMap<String, String>, live: &Pod) -> bool {
+    let live = live.metadata.labels.iter().flatten();
+    live.filter(|(key, _)| !is_of_node(key)).eq(built)
+}
+
+/// An annotation by which somebody gives a pod's runtime orders; the operator gives none.
+#[must_use]
+pub fn runtime_annotation(pod: &Pod) -> Option<&str> {
+    let annotations = pod.metadata.annotations.iter().flatten();
+    annotations
+        .map(|(key, _)| key.as_str())
+        .find(|key| key.starts_with("io.katacontainers."))
+}
+
+/// As [`first_difference`], of a pod that was made a while ago: its deadline may have been drawn nearer since.
+#[must_use]
+pub fn later_difference(built: &Pod, live: &Pod) -> Option<String> {
+    let deadline = built.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+    let mut live = live.clone();
+    if let Some(spec) = &mut live.spec
+        && spec
+            .active_deadline_seconds
+            .is_some_and(|seconds| Some(seconds) < deadline)
+    {
+        spec.active_deadline_seconds = deadline;
+    }
+    first_difference(built, &live)
+}
+
 /// The first difference between what was built and what the API server returned, as a path; `None` if there is none.
 #[must_use]
 pub fn first_difference(built: &Pod, live: &Pod) -> Option<String> {
-    if built.metadata.labels != live.metadata.labels {
+    if !keeps_labels(built.labels(), live) {
         return Some("metadata.labels".to_owned());
     }
-    let foreign = live
-        .metadata
-        .annotations
-        .iter()
-        .flatten()
-        .find(|(key, _)| key.starts_with("io.katacontainers."));
-    if let Some((key, _)) = foreign {
+    if let Some(key) = runtime_annotation(live) {
         return Some(format!("metadata.annotations.{key}"));
     }
     let (Ok(built), Ok(live)) = (

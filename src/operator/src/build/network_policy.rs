@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, LabelSelectorRequirement, OwnerReference,
 };
 
+use crate::build::compare::is_of_node;
 use crate::build::from_policy;
 use crate::build::gateway::ways_in;
 use crate::build::gateway_network::{gateway_pods, port};
@@ -42,10 +43,7 @@ pub fn deny_all(namespace: &str) -> NetworkPolicy {
 #[must_use]
 pub fn for_policy(namespace: &str, policy: &str, owner: OwnerReference, gateway: bool) -> NetworkPolicy {
     let to_gateway = || NetworkPolicyEgressRule {
-        to: Some(vec![NetworkPolicyPeer {
-            pod_selector: Some(gateway_pods()),
-            ..NetworkPolicyPeer::default()
-        }]),
+        to: Some(vec![gateway_peer()]),
         ports: Some(
             ways_in()
                 .map(|(number, protocol)| port(number, protocol))
@@ -68,6 +66,13 @@ pub fn for_policy(namespace: &str, policy: &str, owner: OwnerReference, gateway:
     }
 }
 
+fn gateway_peer() -> NetworkPolicyPeer {
+    NetworkPolicyPeer {
+        pod_selector: Some(gateway_pods()),
+        ..NetworkPolicyPeer::default()
+    }
+}
+
 /// Name of a policy's own `NetworkPolicy`.
 #[must_use]
 pub fn policy_name(policy: &str) -> String {
@@ -84,6 +89,19 @@ pub fn stands(live: &NetworkPolicy, built: &NetworkPolicy) -> bool {
         && live.policy_types == built.policy_types
         && live.ingress.as_deref().unwrap_or_default() == built.ingress.as_deref().unwrap_or_default()
         && live.egress.as_deref().unwrap_or_default() == built.egress.as_deref().unwrap_or_default()
+}
+
+/// Whether all that a policy opens is the way out to the egress gateway, as a policy's own does. One that an earlier
+/// version made, or that the policy's last edit is about to change, does no more.
+#[must_use]
+pub fn leads_to_gateway_only(policy: &NetworkPolicy) -> bool {
+    let Some(spec) = &policy.spec else { return false };
+    let to_gateway = |rule: &NetworkPolicyEgressRule| {
+        let to = rule.to.as_deref().unwrap_or_default();
+        // A rule without peers leads everywhere.
+        !to.is_empty() && to.iter().all(|peer| *peer == gateway_peer())
+    };
+    spec.ingress.iter().flatten().next().is_none() && spec.egress.iter().flatten().all(to_gateway)
 }
 
 /// Whether a policy that is not ours adds traffic to pods with these labels: policies add up, so any rule of
@@ -105,16 +123,17 @@ fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool 
         .match_labels
         .iter()
         .flatten()
-        .all(|(key, value)| labels.get(key) == Some(value));
+        .all(|(key, value)| is_of_node(key) || labels.get(key) == Some(value));
     let by_expressions = selector.match_expressions.iter().flatten().all(|requirement| {
         let have = labels.get(&requirement.key);
         let listed = || have.is_some_and(|value| requirement.values.iter().flatten().any(|v| v == value));
         match requirement.operator.as_str() {
+            _ if is_of_node(&requirement.key) => true,
             "In" => listed(),
             "NotIn" => !listed(),
             "Exists" => have.is_some(),
             "DoesNotExist" => have.is_none(),
-            // An operator of a newer API: assume that it selects.
+            // An operator of a newer API, or a label that comes with the node: assume that it selects.
             _ => true,
         }
     });
@@ -170,6 +189,15 @@ mod tests {
                 json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, "egress": [{}]}),
                 true,
             ),
+            // Sandboxes get these labels with their node.
+            (
+                json!({"podSelector": {"matchLabels": {"topology.kubernetes.io/zone": "a"}}, "egress": [{}]}),
+                true,
+            ),
+            (
+                json!({"podSelector": {"matchExpressions": [{"key": "topology.kubernetes.io/region", "operator": "In", "values": ["a"]}]}, "egress": [{}]}),
+                true,
+            ),
             (
                 json!({"podSelector": {"matchExpressions": [{"key": names::LABEL_SANDBOX, "operator": "NotIn", "values": ["job"]}]}, "egress": [{}]}),
                 false,
@@ -207,9 +235,23 @@ mod tests {
         let rules = wider.spec.as_mut().unwrap().egress.as_mut().unwrap();
         rules[0].to.as_mut().unwrap().push(NetworkPolicyPeer::default());
         assert!(!stands(&wider, &built(true)));
+        let (wide, gatewayless) = (
+            leads_to_gateway_only(&wider),
+            leads_to_gateway_only(&built(false)),
+        );
+        assert_eq!((wide, gatewayless), (false, true));
         let mut narrower = built(true);
         narrower.spec.as_mut().unwrap().egress.as_mut().unwrap()[0].ports = None;
         assert!(!stands(&narrower, &built(true)));
+        assert!(leads_to_gateway_only(&narrower));
+        for foreign in [
+            json!({"podSelector": {}, "egress": [{}]}),
+            json!({"podSelector": {}, "egress": [{"to": []}]}),
+            json!({"podSelector": {}, "egress": [{"to": [{"podSelector": gateway_pods(), "namespaceSelector": {}}]}]}),
+            json!({"podSelector": {}, "ingress": [{}]}),
+        ] {
+            assert!(!leads_to_gateway_only(&self::policy(&foreign)), "{foreign}");
+        }
     }
 
     #[test]

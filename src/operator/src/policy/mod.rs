@@ -31,12 +31,34 @@ use crate::build::{network_policy, resource_quota};
 use crate::conditions::{self, Say};
 use crate::context::Context;
 use crate::jitter::jittered;
+use crate::reconcile::{Class, Panicked, measured};
 use crate::request::RequestError;
 use crate::sandbox::decide::is_gitops_tracked;
 use crate::sandbox::status::is_finished;
 
 /// How often the counts of sandboxes are brought up to date at most: they must not cost writes per run.
 const COUNT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why a reconciliation has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// A request failed.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// It panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
+
+impl Class for ReconcileError {
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Request(error) if error.is_conflict() => "conflict",
+            Self::Request(_) => "request",
+            Self::Panicked(_) => "panic",
+        }
+    }
+}
 
 /// Runs the controller until it is told to stop.
 pub async fn controller(
@@ -65,34 +87,26 @@ pub async fn controller(
 }
 
 #[allow(clippy::needless_pass_by_value)] // the signature is kube's
-fn retry(_: Arc<SandboxPolicy>, error: &RequestError, _: Arc<Context>) -> Requeue {
-    if error.is_namespace_terminating() {
+fn retry(_: Arc<SandboxPolicy>, error: &ReconcileError, _: Arc<Context>) -> Requeue {
+    match error {
         // The policy goes with it.
-        return Requeue::requeue(jittered(COUNT_INTERVAL));
-    }
-    if !error.is_conflict() {
-        warn!(%error, "trying again");
+        ReconcileError::Request(request) if request.is_namespace_terminating() => {
+            return Requeue::requeue(jittered(COUNT_INTERVAL));
+        }
+        ReconcileError::Request(request) if request.is_conflict() => {}
+        error => warn!(%error, "trying again"),
     }
     Requeue::requeue(jittered(Duration::from_secs(2)))
 }
 
 #[instrument(skip_all, fields(policy = %policy.name_any(), namespace = policy.namespace()))]
-async fn reconcile(policy: Arc<SandboxPolicy>, context: Arc<Context>) -> Result<Requeue, RequestError> {
+async fn reconcile(policy: Arc<SandboxPolicy>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
     context.controllers_synced().await;
-    let measured = context.metrics.reconcile("SandboxPolicy");
-    let result = run_once(&policy, &context).await;
-    match &result {
-        Ok(_) => measured.ok(),
-        Err(error) => measured.error(if error.is_conflict() {
-            "conflict"
-        } else {
-            "request"
-        }),
-    }
-    result
+    let work = Box::pin(run_once(&policy, &context));
+    measured(&context.metrics, "SandboxPolicy", work).await
 }
 
-async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, RequestError> {
+async fn run_once(policy: &SandboxPolicy, context: &Context) -> Result<Requeue, ReconcileError> {
     if policy.metadata.deletion_timestamp.is_some() {
         return Ok(Requeue::await_change());
     }

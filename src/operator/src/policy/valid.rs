@@ -363,6 +363,21 @@ mod tests {
     }
 
     #[test]
+    fn figures_that_nothing_can_hold_are_named() {
+        let figures = json!({"resources": {"cpu": "9e27"}});
+        let policy = json!({"defaults": figures, "maximum": figures, "quota": {"cpu": "9e27"}});
+        let all = validate(&spec(policy), &config(), &cluster())
+            .unwrap_err()
+            .message();
+        for field in ["defaults.resources.cpu", "maximum.resources.cpu", "quota.cpu"] {
+            assert!(
+                all.contains(&format!("spec.{field}: ")),
+                "{field} missing in {all}"
+            );
+        }
+    }
+
+    #[test]
     fn a_policy_without_rules_needs_no_gateway() {
         for value in [json!({}), json!({"egress": {"allow": []}}), json!({"models": []})] {
             assert_eq!(

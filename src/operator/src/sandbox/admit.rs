@@ -7,7 +7,7 @@ use agentsandbox_api::isolation::IsolationLevel;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
 use agentsandbox_api::run::{FileSpec, MountedFiles, RequiredCapture, SessionSpec};
-use agentsandbox_api::sandbox::{AgentSandboxSpec, Capture, Quantity};
+use agentsandbox_api::sandbox::{AgentSandboxSpec, Capture, Quantity, RunTerms};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::Toleration;
@@ -70,6 +70,19 @@ pub struct AdmittedRun {
     pub priority_class: Option<String>,
     /// The way to the egress gateway. Admission does not know it; it is filled in when the gateway stands.
     pub gateway: Option<GatewayAccess>,
+}
+
+impl AdmittedRun {
+    /// What of it stands in the pod, whatever becomes of the policy.
+    #[must_use]
+    pub fn terms(&self) -> RunTerms {
+        RunTerms {
+            minimum: self.minimum,
+            root: self.as_root,
+            require: self.audit,
+            runtime_seconds: i32::try_from(self.figures.runtime_seconds).unwrap_or(i32::MAX),
+        }
+    }
 }
 
 /// Everything in which a sandbox is not within its policy; one message names it all.
@@ -463,6 +476,16 @@ mod tests {
             "spec.ttlSecondsAfterFinished 999999",
         ] {
             assert!(rejection.contains(part), "{part} missing in {rejection}");
+        }
+    }
+
+    #[test]
+    fn a_quantity_that_nothing_can_hold_is_refused() {
+        let spec = json!({"resources": {"cpu": "9e27", "memory": "9e27"}, "workspace": {"size": "9e27"}});
+        let rejection = run(spec, json!({})).unwrap_err().to_string();
+        for field in ["resources.cpu", "resources.memory", "workspace.size"] {
+            let part = format!("spec.{field}: \"9e27\" is not a Kubernetes quantity");
+            assert!(rejection.contains(&part), "{part} missing in {rejection}");
         }
     }
 

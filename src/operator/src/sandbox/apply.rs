@@ -10,11 +10,11 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::build::compare::first_difference;
+use crate::build::compare::{first_difference, later_difference};
 use crate::build::{network_policy, pod};
 use crate::context::Context;
 use crate::request::RequestError;
-use crate::sandbox::dereference::is_owned;
+use crate::sandbox::dereference::{is_owned, unlike};
 use crate::sandbox::pod_view::PodView;
 use crate::sandbox::world::{Action, Creation, Decision, NetworkView, PodState, World};
 use crate::sandbox::{ReconcileError, admit::AdmittedRun, status};
@@ -39,9 +39,19 @@ pub async fn create_pod(
         )
         .await;
     let live = match created {
-        Ok(pod) => pod,
+        Ok(pod) => {
+            world.creation = first_difference(&built, &pod).map(Creation::Mutated);
+            pod
+        }
         Err(error) => match refusal(&error) {
-            Some(Creation::Conflict(_)) => context.request("get", "Pod", &name, pods.get(&name)).await?,
+            Some(Creation::Conflict(_)) => {
+                let found = context.request("get", "Pod", &name, pods.get(&name)).await?;
+                if let Some(conflict) = conflict(&built, &found, world) {
+                    world.creation = Some(conflict);
+                    return Ok(());
+                }
+                found
+            }
             Some(refused) => {
                 world.creation = Some(refused);
                 return Ok(());
@@ -49,17 +59,19 @@ pub async fn create_pod(
             None => return Err(error.into()),
         },
     };
-    if !is_owned(&live, &world.identity) {
-        world.creation = Some(Creation::Conflict(format!(
-            "a pod named {name} exists and does not belong to this AgentSandbox; delete it and set another runId"
-        )));
-        return Ok(());
-    }
-    if let Some(path) = first_difference(&built, &live) {
-        world.creation = Some(Creation::Mutated(path));
-    }
     world.pod = PodState::Present(Box::new(PodView::of(&live, &world.identity.labels())));
     Ok(())
+}
+
+/// What is wrong with a pod that was there already.
+fn conflict(built: &Pod, found: &Pod, world: &World<'_>) -> Option<Creation> {
+    let name = world.identity.pod_name();
+    if !is_owned(found, &world.identity) {
+        return Some(Creation::Conflict(format!(
+            "a pod named {name} exists and does not belong to this AgentSandbox; delete it and set another runId"
+        )));
+    }
+    later_difference(built, found).map(|path| unlike(&name, &path))
 }
 
 /// Before a command may run, the API server itself is asked whether this run is still to be done: a store may lag
@@ -95,12 +107,6 @@ fn refusal(error: &RequestError) -> Option<Creation> {
 
 /// What comes before the status.
 pub async fn before(world: &World<'_>, decision: &Decision, context: &Context) -> Result<(), ReconcileError> {
-    if let NetworkView::NotReady = world.network
-        && matches!(world.pod, PodState::Absent)
-    {
-        crate::policy::apply_network_policy(&network_policy::deny_all(&world.identity.namespace), context)
-            .await?;
-    }
     for action in &decision.before {
         match action {
             Action::EndPod(reason, message) => end_pod(world, *reason, message, context).await?,
@@ -108,7 +114,18 @@ pub async fn before(world: &World<'_>, decision: &Decision, context: &Context) -
             _ => {}
         }
     }
-    Ok(())
+    if world.network == NetworkView::Closed {
+        return Ok(());
+    }
+    let deny_all = network_policy::deny_all(&world.identity.namespace);
+    match crate::policy::apply_network_policy(&deny_all, context).await {
+        // What is to be said of a run does not wait for this.
+        Err(error) if !matches!(world.pod, PodState::Absent) => {
+            warn!(%error, "the network policy that denies all can't be put right");
+            Ok(())
+        }
+        other => Ok(other?),
+    }
 }
 
 /// Writes the status if it changed, by resource version, and tells of the transition.

@@ -5,18 +5,20 @@ use std::time::Duration;
 use agentsandbox_api::condition::reasons;
 use agentsandbox_api::policy::{Cleanup, DeleteSandbox};
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus};
+use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus, RunTerms};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::build::pod::TERMINATION_GRACE_SECONDS;
-use crate::sandbox::admit::admit;
+use crate::sandbox::admit::{AdmittedRun, admit};
 use crate::sandbox::pod_view::PodView;
-use crate::sandbox::verdict::{Expected, Verdict, judge};
+use crate::sandbox::verdict::{Expected, Verdict, judge, marked_cause};
 use crate::sandbox::world::{Action, Creation, Decision, NetworkView, PodState, PolicyView, Stage, World};
 use crate::sandbox::{egress, start, status};
 
 /// How long after the agent container's end the recorder may take to end too, in seconds.
 const WINDING_DOWN_SECONDS: i64 = 30;
+/// The longest runtime that the API takes, in seconds.
+const LONGEST_RUNTIME_SECONDS: i32 = 2_592_000;
 /// How often a waiting sandbox is looked at without any event.
 pub(super) const WAITING_RECHECK: Duration = Duration::from_secs(30);
 
@@ -133,12 +135,11 @@ fn with_pod(world: &World<'_>, pod: &PodView) -> Decision {
         let wake = until_after(pod.deleted, ending_seconds(world), world.now);
         return stay(world, &stage, Vec::new(), Some(wake));
     }
-    if pod.ending.is_some() && !has_passed(world, pod.ending, kubelet_seconds(world)) {
-        let wake = until_after(pod.ending, kubelet_seconds(world), world.now);
+    if let Some(wake) = left_to_kubelet(world, pod) {
         return stay(world, &stage, Vec::new(), Some(wake));
     }
     // What the run was ended for stays its cause, if the pod has to be deleted as well.
-    let earlier = pod.ending.and_then(|_| pod.own_cause());
+    let earlier = pod.ending.and_then(|_| marked_cause(pod));
     if let Some((reason, message)) = earlier
         .or_else(|| creation_trouble.map(|why| (Reason::PodMutated, why)))
         .or_else(|| end_cause(world, pod))
@@ -187,12 +188,10 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
                 ));
             }
             Ok(run) => {
-                let started_with =
-                    recorded(world).and_then(|s| s.isolation.as_ref()?.runtime_class_name.clone());
-                if started_with.is_some_and(|class| class != run.runtime_class) {
+                if let Some(how) = tightened(world, &run) {
                     return Some((
                         Reason::PolicyRejected,
-                        "the policy names another runtime class since the run began".to_owned(),
+                        format!("the policy {how} since the run began"),
                     ));
                 }
             }
@@ -206,15 +205,12 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
     if let Some(cause) = egress::exhausted(world, pod) {
         return Some(cause);
     }
-    let age = |seconds: u32| {
-        pod.created
-            .is_some_and(|created| world.now >= created + SignedDuration::from_secs(seconds.into()))
-    };
+    let age = |seconds: i64| has_passed(world, pod.created, seconds);
     if let Some(pull) = pod.failing_pull() {
-        return (pull.hopeless || age(world.config.image_pull_timeout_seconds))
+        return (pull.hopeless || age(world.config.image_pull_timeout_seconds.into()))
             .then_some((Reason::ImagePullFailed, pull.message));
     }
-    if !pod.agent.started && pod.agent.ended.is_none() && age(world.config.start_timeout_seconds) {
+    if !pod.agent.started && pod.agent.ended.is_none() && age(world.config.start_timeout_seconds.into()) {
         let why = pod
             .unschedulable
             .clone()
@@ -234,6 +230,33 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
             "the sandbox ran past its deadline and did not report".to_owned(),
         )
     })
+}
+
+/// In what the policy demands more than what the run's pod was made with, if it does.
+fn tightened(world: &World<'_>, run: &AdmittedRun) -> Option<String> {
+    let status = recorded(world)?;
+    let class = status
+        .isolation
+        .as_ref()
+        .and_then(|isolation| isolation.runtime_class_name.as_ref());
+    if class.is_some_and(|class| *class != run.runtime_class) {
+        return Some("names another runtime class".to_owned());
+    }
+    let (then, now) = (terms(world)?, run.terms());
+    if now.minimum > then.minimum {
+        Some(format!("demands isolation.minimum {}", now.minimum))
+    } else if then.root && !now.root {
+        Some("does not allow root any more".to_owned())
+    } else if now.require.demands_more_than(then.require) {
+        Some("demands more in audit.require".to_owned())
+    } else {
+        None
+    }
+}
+
+/// What the run's pod was made with.
+fn terms(world: &World<'_>) -> Option<RunTerms> {
+    recorded(world)?.policy.as_ref()?.terms
 }
 
 fn current_stage(world: &World<'_>, pod: &PodView) -> Stage {
@@ -311,7 +334,19 @@ fn nothing_will_come(world: &World<'_>, pod: &PodView) -> bool {
 }
 
 fn has_passed(world: &World<'_>, since: Option<Timestamp>, seconds: i64) -> bool {
-    since.is_some_and(|since| world.now >= since + SignedDuration::from_secs(seconds))
+    since.is_some_and(|since| world.now.duration_since(since) >= SignedDuration::from_secs(seconds))
+}
+
+/// How long a run that is being ended is still left to its kubelet. Others may be able to write the marks as well: they
+/// mean nothing without a cause, nor at a time so far ahead that no other replica's clock can have told it.
+fn left_to_kubelet(world: &World<'_>, pod: &PodView) -> Option<Duration> {
+    marked_cause(pod)?;
+    let seconds = kubelet_seconds(world);
+    let since = pod
+        .ending
+        .filter(|ending| ending.duration_since(world.now) < SignedDuration::from_secs(seconds))
+        .map(|ending| ending.min(world.now))?;
+    (!has_passed(world, Some(since), seconds)).then(|| until_after(Some(since), seconds, world.now))
 }
 
 /// From the moment a pod's deadline was drawn near to the one from which its kubelet is taken for dead, and the pod is
@@ -326,18 +361,22 @@ fn ending_seconds(world: &World<'_>) -> i64 {
 }
 
 /// The operator's own clock, the third line behind the supervisor's and the kubelet's, in seconds from the pod's
-/// creation.
-fn last_line_seconds(world: &World<'_>) -> u32 {
-    let runtime = match &world.policy {
-        PolicyView::Valid { policy, .. } => admit(&world.sandbox.spec, policy)
-            .map_or(policy.maximum.runtime_seconds, |run| run.figures.runtime_seconds),
-        _ => 0,
+/// creation. What the pod was made with counts, whatever has become of the policy.
+fn last_line_seconds(world: &World<'_>) -> i64 {
+    let admitted = || match &world.policy {
+        PolicyView::Valid { policy, .. } => admit(&world.sandbox.spec, policy).ok().map(|run| run.terms()),
+        _ => None,
     };
-    world.config.start_timeout_seconds + runtime + 2 * world.config.deadline_grace_seconds
+    let runtime = terms(world)
+        .or_else(admitted)
+        .map_or(LONGEST_RUNTIME_SECONDS, |terms| terms.runtime_seconds);
+    i64::from(world.config.start_timeout_seconds)
+        + i64::from(runtime)
+        + 2 * i64::from(world.config.deadline_grace_seconds)
 }
 
 fn next_deadline(world: &World<'_>, pod: &PodView) -> Duration {
-    let mut seconds = vec![i64::from(last_line_seconds(world))];
+    let mut seconds = vec![last_line_seconds(world)];
     if !pod.agent.started {
         seconds.push(world.config.start_timeout_seconds.into());
     }
@@ -372,7 +411,11 @@ fn expiration(world: &World<'_>, status: &AgentSandboxStatus) -> Option<Timestam
         .spec
         .ttl_seconds_after_finished
         .map_or(by_policy, |ttl| ttl.min(most.max(by_policy)));
-    Some(ended + SignedDuration::from_secs(ttl))
+    Some(
+        ended
+            .checked_add(SignedDuration::from_secs(ttl))
+            .unwrap_or(Timestamp::MAX),
+    )
 }
 
 fn cleanup(world: &World<'_>) -> Cleanup {
@@ -444,11 +487,19 @@ pub(super) fn widened_message(by: &str) -> String {
 }
 
 fn until(time: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(time.duration_since(now)).unwrap_or_default() + Duration::from_millis(50)
+    wake_in(time.duration_since(now))
+}
+
+fn wake_in(left: SignedDuration) -> Duration {
+    Duration::try_from(left).unwrap_or_default() + Duration::from_millis(50)
 }
 
 fn until_after(since: Option<Timestamp>, seconds: i64, now: Timestamp) -> Duration {
-    until(since.unwrap_or(now) + SignedDuration::from_secs(seconds), now)
+    let left = since
+        .unwrap_or(now)
+        .duration_since(now)
+        .saturating_add(SignedDuration::from_secs(seconds));
+    wake_in(left)
 }
 
 #[cfg(test)]

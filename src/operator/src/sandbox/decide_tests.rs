@@ -336,6 +336,203 @@ fn a_run_that_is_being_ended_is_left_to_its_kubelet_for_a_while() {
     }
 }
 
+/// Marks that others than the operator may have written: the time is far off, or there is no cause of the operator's.
+#[test]
+fn a_mark_that_the_operator_cannot_have_set_holds_up_nothing() {
+    let (sandbox, config) = (testing::sandbox(json!({"stop": true})), testing::config());
+    let now = created() + SignedDuration::from_secs(60);
+    for ending in [
+        Timestamp::MAX,
+        "2200-01-01T00:00:00Z".parse().unwrap(),
+        now + SignedDuration::from_secs(600),
+        now,
+        Timestamp::MIN,
+    ] {
+        for cause in ["PolicyDeleted", "Completed"] {
+            let mut world = world(&sandbox, &config);
+            world.pod = present(PodView {
+                ending: Some(ending),
+                cause: Some((cause.into(), "gone".into())),
+                ..live_pod()
+            });
+            let decision = decide(&world);
+            let expected = match (cause, ending == now) {
+                ("PolicyDeleted", true) => None,
+                ("PolicyDeleted", false) => Some(Reason::PolicyDeleted),
+                _ => Some(Reason::Stopped),
+            };
+            let ends = decision.before.iter().find_map(|action| match action {
+                Action::EndPod(reason, _) => Some(*reason),
+                _ => None,
+            });
+            assert_eq!(ends, expected, "{ending} {cause}");
+        }
+    }
+}
+
+/// The clock of the replica before this one may be a little ahead.
+#[test]
+fn a_mark_from_a_moment_ahead_counts_as_set_now() {
+    let (sandbox, config) = (testing::sandbox(json!({"stop": true})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.pod = present(PodView {
+        ending: Some(world.now + SignedDuration::from_secs(5)),
+        cause: Some(("Stopped".into(), "x".into())),
+        ..live_pod()
+    });
+    let decision = decide(&world);
+    assert!(decision.before.is_empty(), "{decision:?}");
+    let most = Duration::from_secs(u64::try_from(kubelet_seconds(&world)).unwrap() + 1);
+    assert!(decision.wake.is_some_and(|wake| wake < most));
+}
+
+#[test]
+fn a_forged_cause_is_no_success_of_a_pod_that_went_away() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.pod = present(PodView {
+        deleted: Some(created()),
+        cause: Some(("Completed".into(), String::new())),
+        ..ended_pod(143, record(Reason::Stopped, 143))
+    });
+    assert_eq!(verdict(&decide(&world)), Some(Reason::SandboxLost));
+}
+
+#[test]
+fn a_verdict_at_the_end_of_time_is_kept_until_then() {
+    let config = testing::config();
+    let mut sandbox = testing::sandbox(json!({}));
+    let mut ended = world(&sandbox, &config);
+    ended.pod = present(ended_pod(0, record(Reason::Completed, 0)));
+    let mut status = decide(&ended).status;
+    status.completion_time = Some(Timestamp::MAX.into());
+    sandbox.status = Some(status);
+    let decision = decide(&world(&sandbox, &config));
+    assert_eq!(
+        decision.status.expiration_time,
+        Some(Timestamp::MAX.into()),
+        "no later time can be written"
+    );
+    assert!(decision.wake.is_some());
+}
+
+/// A sandbox whose pod was made under a policy with this spec, and runs.
+fn begun_under(spec: serde_json::Value) -> AgentSandbox {
+    let config = testing::config();
+    let mut sandbox = testing::sandbox(json!({}));
+    let mut before = world(&sandbox, &config);
+    before.policy = policy_view(spec);
+    before.pod = present(live_pod());
+    sandbox.status = Some(decide(&before).status);
+    sandbox
+}
+
+#[test]
+fn a_run_keeps_its_deadline_whatever_becomes_of_its_policy() {
+    let config = testing::config();
+    let mut gvisor = json!({"isolation": {"runtimeClassName": "gvisor", "minimum": "UserspaceKernel"}});
+    let shorter = policy_view(gvisor.clone());
+    gvisor["defaults"] = json!({"limits": {"runtimeSeconds": 3_000}});
+    let sandbox = begun_under(gvisor);
+    for policy in [PolicyView::NotReady("x".into()), shorter] {
+        for (seconds, cause) in [(3_000, None), (3_500, Some(Reason::DeadlineExceeded))] {
+            let mut world = world(&sandbox, &config);
+            world.policy = policy.clone();
+            world.pod = present(live_pod());
+            world.now = created() + SignedDuration::from_secs(seconds);
+            let decision = decide(&world);
+            let ends = decision.before.iter().find_map(|action| match action {
+                Action::EndPod(reason, _) => Some(*reason),
+                _ => None,
+            });
+            assert_eq!(ends, cause, "{seconds} s");
+            assert!(decision.wake.is_some());
+        }
+    }
+}
+
+#[test]
+fn a_run_of_which_no_deadline_is_known_is_not_ended_for_it() {
+    let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
+    let mut world = world(&sandbox, &config);
+    world.policy = PolicyView::NotReady("x".into());
+    world.pod = present(live_pod());
+    world.now = created() + SignedDuration::from_hours(24);
+    assert!(decide(&world).before.is_empty());
+}
+
+#[test]
+fn a_policy_that_is_tightened_ends_the_run_and_one_that_is_not_does_not() {
+    let config = Config {
+        allow_root: true,
+        ..testing::config()
+    };
+    let isolation = |minimum: &str, root: bool| {
+        let isolation = json!({"runtimeClassName": "kata", "minimum": minimum, "allowRoot": root});
+        json!({"isolation": isolation})
+    };
+    let audit = |commands: bool, files: bool| {
+        let mut spec = isolation("UserspaceKernel", false);
+        spec["audit"] = json!({"require": {"commands": commands, "files": files}});
+        spec
+    };
+    let shorter = || {
+        let mut spec = isolation("UserspaceKernel", false);
+        spec["defaults"] = json!({"limits": {"runtimeSeconds": 5}});
+        spec["images"] = json!({"pullPolicy": "Always"});
+        spec
+    };
+    let lax = isolation("UserspaceKernel", false);
+    let table = [
+        (lax.clone(), lax.clone(), None),
+        (
+            lax.clone(),
+            isolation("MicroVM", false),
+            Some("isolation.minimum MicroVM"),
+        ),
+        (isolation("MicroVM", false), lax.clone(), None),
+        (
+            isolation("MicroVM", true),
+            isolation("MicroVM", false),
+            Some("root"),
+        ),
+        (isolation("MicroVM", false), isolation("MicroVM", true), None),
+        (lax.clone(), audit(false, true), Some("audit.require")),
+        (audit(true, false), audit(true, true), Some("audit.require")),
+        (audit(true, true), audit(false, true), None),
+        (lax, shorter(), None),
+    ];
+    for (before, after, how) in table {
+        let view = |spec: serde_json::Value| PolicyView::Valid {
+            generation: 4,
+            policy: Box::new(
+                valid::validate(&testing::policy(spec).spec, &config, &testing::cluster()).unwrap(),
+            ),
+        };
+        let mut sandbox = testing::sandbox(json!({}));
+        let mut first = world(&sandbox, &config);
+        first.policy = view(before.clone());
+        first.pod = present(live_pod());
+        let status = decide(&first).status;
+        sandbox.status = Some(status);
+        // The generation in status follows the policy's, what the run began with does not.
+        for _ in 0..2 {
+            let mut world = world(&sandbox, &config);
+            world.policy = view(after.clone());
+            world.pod = present(live_pod());
+            let decision = decide(&world);
+            match (decision.before.as_slice(), how) {
+                ([], None) => {}
+                ([Action::EndPod(Reason::PolicyRejected, message)], Some(how)) => {
+                    assert!(message.contains(how), "{message}");
+                }
+                (other, how) => panic!("{before} to {after}: {other:?}, not {how:?}"),
+            }
+            sandbox.status = Some(decision.status);
+        }
+    }
+}
+
 #[test]
 fn a_run_that_its_kubelet_ended_has_the_operators_cause_and_its_pod_stays() {
     let (sandbox, config) = (testing::sandbox(json!({"stop": true})), testing::config());

@@ -11,15 +11,17 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
-use crate::build::network_policy;
+use crate::build::compare::later_difference;
 use crate::build::pod::RunIdentity;
+use crate::build::{self, network_policy};
 use crate::conditions;
 use crate::context::Context;
 use crate::policy::{self, owner_reference};
-use crate::sandbox::ReconcileError;
 use crate::sandbox::pod_view::PodView;
-use crate::sandbox::world::{GatewayView, NetworkView, NodeView, PodState, PolicyView, World};
-use crate::sandbox::{is_queued, queue_key, status};
+use crate::sandbox::world::{
+    Action, Creation, GatewayView, NetworkView, NodeView, PodState, PolicyView, World,
+};
+use crate::sandbox::{ReconcileError, decide, is_queued, queue_key, status};
 
 /// The world of one sandbox, now.
 pub async fn dereference<'a>(
@@ -41,15 +43,7 @@ pub async fn dereference<'a>(
         .get(&ObjectRef::new(&policy_name).within(&namespace));
     let policy = policy_view(policy_object.as_deref(), &policy_name, context);
     let pod = find_pod(sandbox, &identity, context).await?;
-    let node = match &pod {
-        PodState::Present(view) => view.node.as_deref(),
-        _ => sandbox
-            .status
-            .as_ref()
-            .and_then(|status| status.node_name.as_deref()),
-    }
-    .and_then(|name| context.nodes.get(&ObjectRef::new(name)))
-    .map(|node| node_view(&node));
+    let node = node_of(sandbox, &pod, context);
     let runtime_handler = match &policy {
         PolicyView::Valid { policy, .. } => context
             .runtime_classes
@@ -73,7 +67,7 @@ pub async fn dereference<'a>(
         .map(|node| node_view(node).kernel)
         .filter(|kernel| !kernel.is_empty())
         .collect();
-    Ok(World {
+    let mut world = World {
         sandbox,
         identity,
         policy,
@@ -88,7 +82,96 @@ pub async fn dereference<'a>(
         creation: None,
         config: &context.config,
         now,
-    })
+    };
+    recognise(&mut world, context).await?;
+    Ok(world)
+}
+
+/// A pod that the status names is the run's. Another one was made by an operator that could not write it down any more,
+/// or by somebody who wants a verdict and the policy's egress: it must be just what would be made now.
+async fn recognise(world: &mut World<'_>, context: &Context) -> Result<(), ReconcileError> {
+    let PodState::Present(view) = &world.pod else {
+        return Ok(());
+    };
+    let recorded = decide::recorded(world);
+    let known = recorded.and_then(|status| status.pod_uid.as_deref());
+    if known == Some(view.uid.as_str()) {
+        return Ok(());
+    }
+    if recorded.is_some_and(status::is_finished) {
+        world.pod = left_over(view);
+        return Ok(());
+    }
+    // Where the run has a pod, another one is not looked at: that would be a second run.
+    if known.is_none() {
+        let name = view.name.clone();
+        let pods: Api<Pod> = Api::namespaced(context.client.clone(), &world.identity.namespace);
+        // The stores lack what recorders are told.
+        let live = context.request("get", "Pod", &name, pods.get_opt(&name)).await?;
+        if let (Some(built), Some(live)) = (planned(world, context), live) {
+            match later_difference(&built, &live) {
+                None => return Ok(()),
+                Some(path) => world.creation = Some(unlike(&name, &path)),
+            }
+        }
+    }
+    world.pod = PodState::Absent;
+    world.node = node_of(world.sandbox, &world.pod, context);
+    Ok(())
+}
+
+/// The pod that this run would get now; `None` while something that it needs is missing.
+fn planned(world: &World<'_>, context: &Context) -> Option<Pod> {
+    let mut sandbox = world.sandbox.clone();
+    sandbox.spec.suspend = false;
+    sandbox.spec.stop = false;
+    let free = World {
+        sandbox: &sandbox,
+        pod: PodState::Absent,
+        network: NetworkView::Closed,
+        inputs: Ok(()),
+        behind_in_queue: false,
+        creation: None,
+        ..world.clone()
+    };
+    match decide::decide(&free).before.as_slice() {
+        [Action::CreatePod(run, isolation)] => Some(build::pod::build(
+            &world.identity,
+            run,
+            isolation.clone(),
+            &context.facts,
+            &context.config,
+        )),
+        _ => None,
+    }
+}
+
+/// What is said of a pod that has the name and the owner of a run's, and is another one.
+pub(super) fn unlike(name: &str, path: &str) -> Creation {
+    Creation::Conflict(format!(
+        "a pod named {name} exists that is not as this run's would be ({path}); it is removed; set another runId"
+    ))
+}
+
+fn left_over(view: &PodView) -> PodState {
+    PodState::OfEarlierRun {
+        uid: view.uid.clone(),
+        name: view.name.clone(),
+        deleting: view.deleted.is_some(),
+        held: view.held,
+    }
+}
+
+fn node_of(sandbox: &AgentSandbox, pod: &PodState, context: &Context) -> Option<NodeView> {
+    match pod {
+        PodState::Present(view) => view.node.as_deref(),
+        _ => sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.node_name.as_deref()),
+    }
+    .and_then(|name| context.nodes.get(&ObjectRef::new(name)))
+    .map(|node| node_view(&node))
 }
 
 fn policy_view(policy: Option<&SandboxPolicy>, name: &str, context: &Context) -> PolicyView {
@@ -150,24 +233,21 @@ async fn find_pod(
             .pods
             .get(&ObjectRef::new(known).within(&identity.namespace))
         {
-            Some(pod) if is_owned(&pod, identity) => {
-                let view = PodView::of(&pod, &identity.labels());
-                PodState::OfEarlierRun {
-                    uid: view.uid,
-                    name: view.name,
-                    deleting: view.deleted.is_some(),
-                    held: view.held,
-                }
-            }
+            Some(pod) if is_owned(&pod, identity) => left_over(&PodView::of(&pod, &identity.labels())),
             _ => PodState::Absent,
         },
     )
 }
 
 pub(super) fn is_owned(pod: &Pod, identity: &RunIdentity) -> bool {
-    pod.owner_references()
-        .iter()
-        .any(|owner| owner.uid == identity.sandbox_uid && owner.controller == Some(true))
+    pod.owner_references().iter().any(|owner| {
+        let group = owner.api_version.split('/').next();
+        owner.uid == identity.sandbox_uid
+            && owner.controller == Some(true)
+            // The admission policy tells owners by these.
+            && owner.kind == "AgentSandbox"
+            && group == Some(names::GROUP)
+    })
 }
 
 fn node_view(node: &Node) -> NodeView {
@@ -188,18 +268,14 @@ fn node_view(node: &Node) -> NodeView {
 fn network_view(identity: &RunIdentity, policy: Option<&SandboxPolicy>, context: &Context) -> NetworkView {
     let namespace = &identity.namespace;
     let labels = identity.labels();
-    let policy_owned = |np: &k8s_openapi::api::networking::v1::NetworkPolicy| {
-        np.owner_references()
-            .iter()
-            .any(|owner| owner.kind == "SandboxPolicy")
-    };
+    // A name alone makes nothing ours: whoever may write network policies may take it.
+    let own_name = policy.map(|policy| network_policy::policy_name(&policy.name_any()));
     let mut widening: Vec<String> = context
         .network_policies
         .state()
         .iter()
         .filter(|np| np.namespace().as_deref() == Some(namespace.as_str()))
-        .filter(|np| np.name_any() != names::DENY_ALL_NETWORK_POLICY)
-        .filter(|np| !(np.name_any().starts_with(names::NETWORK_POLICY_PREFIX) && policy_owned(np)))
+        .filter(|np| own_name.as_ref() != Some(&np.name_any()) || !network_policy::leads_to_gateway_only(np))
         .filter(|np| network_policy::widens(np, &labels))
         .map(|np| np.name_any())
         .collect();
@@ -351,3 +427,7 @@ async fn usable_inputs(
         _ => Ok(()),
     })
 }
+
+#[cfg(test)]
+#[path = "dereference_tests.rs"]
+mod tests;

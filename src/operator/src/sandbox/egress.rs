@@ -29,7 +29,7 @@ pub(super) fn access(address: IpAddr, policy: &ValidPolicy) -> GatewayAccess {
 /// after the verdict; those that come late are left where the gateway wrote them.
 pub(super) fn fold(world: &World<'_>, status: &mut AgentSandboxStatus) {
     let in_time = conditions::find(&status.conditions, types::FINISHED)
-        .is_some_and(|finished| world.now <= finished.last_transition_time.0 + SETTLEMENT);
+        .is_some_and(|finished| world.now.duration_since(finished.last_transition_time.0) <= SETTLEMENT);
     let own = status
         .egress
         .as_ref()

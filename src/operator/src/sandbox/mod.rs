@@ -30,6 +30,7 @@ use tracing::{debug, instrument, warn};
 use crate::conditions;
 use crate::context::Context;
 use crate::jitter::jittered;
+use crate::reconcile::{Class, Panicked, measured};
 use crate::request::RequestError;
 
 /// When to look again if the event of an own write does not come.
@@ -44,14 +45,18 @@ pub enum ReconcileError {
     /// Another write came first; what was decided may be stale.
     #[error("{0} was written by somebody else meanwhile")]
     Stale(String),
+    /// It panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
-impl ReconcileError {
+impl Class for ReconcileError {
     fn class(&self) -> &'static str {
         match self {
             Self::Request(error) if error.is_conflict() => "conflict",
             Self::Request(_) => "request",
             Self::Stale(_) => "stale",
+            Self::Panicked(_) => "panic",
         }
     }
 }
@@ -81,13 +86,8 @@ pub async fn controller(
 #[instrument(skip_all, fields(sandbox = %sandbox.name_any(), namespace = sandbox.namespace()))]
 async fn reconcile(sandbox: Arc<AgentSandbox>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
     context.controllers_synced().await;
-    let measured = context.metrics.reconcile("AgentSandbox");
-    let result = run_once(&sandbox, &context).await;
-    match &result {
-        Ok(_) => measured.ok(),
-        Err(error) => measured.error(error.class()),
-    }
-    result
+    let work = Box::pin(run_once(&sandbox, &context));
+    measured(&context.metrics, "AgentSandbox", work).await
 }
 
 async fn run_once(sandbox: &AgentSandbox, context: &Context) -> Result<Requeue, ReconcileError> {
@@ -119,8 +119,8 @@ fn retry(_: Arc<AgentSandbox>, error: &ReconcileError, _: Arc<Context>) -> Reque
         ReconcileError::Request(request) if request.is_conflict() => {
             Requeue::requeue(jittered(Duration::from_millis(200)))
         }
-        ReconcileError::Request(request) => {
-            warn!(error = %request, "trying again");
+        error => {
+            warn!(%error, "trying again");
             Requeue::requeue(jittered(Duration::from_secs(5)))
         }
     }

@@ -6,6 +6,8 @@ use agentsandbox_api::run::CompletionRecord;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::build::compare::{keeps_labels, runtime_annotation};
+
 /// Reasons for which the kubelet will not get an image by trying on.
 const HOPELESS_PULLS: [&str; 2] = ["InvalidImageName", "ErrImageNeverPull"];
 /// Reasons for which the kubelet tries on.
@@ -72,7 +74,7 @@ pub struct PodView {
     pub cause: Option<(String, String)>,
     /// When the operator ended it.
     pub ending: Option<Timestamp>,
-    /// Whether labels or containers changed since it was built.
+    /// What changed since it was built: its labels, its containers, or anything else of its spec.
     pub tampered: Option<String>,
 }
 
@@ -110,10 +112,18 @@ impl PodView {
             .as_ref()
             .and_then(|spec| spec.ephemeral_containers.as_ref())
             .is_some_and(|c| !c.is_empty());
+        let ending = annotation(names::ANNOTATION_CAUSE_TIME);
+        // The API server counts changes of the spec, of which it lets everybody make some, such as of images. Our own
+        // one comes with the time of the run's end, and a deletion counts as well.
+        let changed = meta.generation > Some(1) && ending.is_none() && meta.deletion_timestamp.is_none();
         let tampered = if ephemeral {
             Some("an ephemeral container was added".to_owned())
-        } else if meta.labels.as_ref() != Some(labels) {
+        } else if !keeps_labels(labels, pod) {
             Some("its labels were changed".to_owned())
+        } else if let Some(key) = runtime_annotation(pod) {
+            Some(format!("it was annotated with {key}"))
+        } else if changed {
+            Some("its spec was changed".to_owned())
         } else {
             None
         };
@@ -141,8 +151,7 @@ impl PodView {
                 )
             }),
             // A time that can't be read was long ago.
-            ending: annotation(names::ANNOTATION_CAUSE_TIME)
-                .map(|time| time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
+            ending: ending.map(|time| time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
             tampered,
         }
     }
@@ -223,6 +232,48 @@ impl ContainerView {
                 finished_at: end.finished_at.map(|time| time.0),
             }),
             restarts: status.restart_count,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::merge;
+
+    #[test]
+    fn a_pod_whose_labels_orders_to_the_runtime_or_spec_were_changed_is_told_from_one_that_ends() {
+        let table = [
+            (json!({}), None),
+            // Before Kubernetes 1.34 nobody counts.
+            (json!({"generation": null}), None),
+            (json!({"annotations": {"cni.example/addresses": "x"}}), None),
+            (json!({"labels": {"topology.kubernetes.io/zone": "x"}}), None),
+            (
+                json!({"generation": 2, "annotations": {names::ANNOTATION_CAUSE_TIME: "2026-01-01T00:00:00Z"}}),
+                None,
+            ),
+            (
+                json!({"generation": 2, "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                None,
+            ),
+            (json!({"generation": 2}), Some("its spec was changed")),
+            (json!({"labels": {"team": "x"}}), Some("its labels were changed")),
+            (
+                json!({"annotations": {"io.katacontainers.config.hypervisor.kernel_params": "x"}}),
+                Some("it was annotated with io.katacontainers.config.hypervisor.kernel_params"),
+            ),
+        ];
+        let labels = BTreeMap::from([(names::LABEL_SANDBOX.to_owned(), "job".to_owned())]);
+        for (change, expected) in table {
+            let mut pod = json!({"metadata": {"generation": 1, "labels": labels}});
+            merge(&mut pod["metadata"], change.clone());
+            let view = PodView::of(&serde_json::from_value(pod).unwrap(), &labels);
+            assert_eq!(view.tampered.as_deref(), expected, "{change}");
         }
     }
 }

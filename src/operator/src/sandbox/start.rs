@@ -147,7 +147,7 @@ fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool)
     ];
     let settles = passing.contains(&reason)
         && world.sandbox.status.is_none()
-        && created.is_some_and(|created| world.now < created.0 + SETTLING);
+        && created.is_some_and(|created| world.now.duration_since(created.0) < SETTLING);
     if settles {
         return Decision {
             before: Vec::new(),

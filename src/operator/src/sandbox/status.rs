@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::conditions::{Say, find, is_true, set};
+use crate::sandbox::admit::admit;
 use crate::sandbox::decide::recorded;
 use crate::sandbox::pod_view::PodView;
 use crate::sandbox::verdict::Verdict;
@@ -162,8 +163,10 @@ fn record_pod(status: &mut AgentSandboxStatus, pod: &PodView, world: &World<'_>)
         known.name.clone_from(&world.identity.policy);
         known.generation = *generation;
         let isolation = status.isolation.get_or_insert_with(IsolationStatus::default);
+        // With the first look at the pod, which is the one that made it.
         if isolation.runtime_class_name.is_none() {
             isolation.runtime_class_name = Some(policy.runtime_class.clone());
+            known.terms = admit(&world.sandbox.spec, policy).ok().map(|run| run.terms());
         }
     }
 }

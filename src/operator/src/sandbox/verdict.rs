@@ -112,6 +112,11 @@ fn from_record(view: &PodView, record: &CompletionRecord, expected: Expected<'_>
     let ended_at = timestamp(record.ended_at_ms)
         .or_else(|| finished_at(view))
         .unwrap_or(now);
+    // The guest's word, from which its pod's TTL counts: the pod would go at once, or never.
+    let ended_at = view
+        .created
+        .map_or(ended_at, |created| ended_at.max(created))
+        .min(now);
     let (level, contradiction) = checked_level(record, expected);
     let (reason, message) = contradiction.unwrap_or_else(|| record_reason(view, record));
     let keeps_result = reason == record.reason || matches!(reason, Reason::OomKilled);
@@ -282,9 +287,28 @@ fn without_record(view: &PodView, doubt: &str, now: Timestamp) -> Verdict {
     }
 }
 
+/// The cause that the operator marked the pod with, when it ended it. Others may be able to write such a mark, so only
+/// what the operator ends runs for counts: above all, no success.
+pub(super) fn marked_cause(view: &PodView) -> Option<(Reason, String)> {
+    view.own_cause().filter(|(reason, _)| {
+        let ends_runs = matches!(
+            reason,
+            Reason::Stopped
+                | Reason::PolicyDeleted
+                | Reason::PolicyRejected
+                | Reason::NetworkNotIsolated
+                | Reason::ImagePullFailed
+                | Reason::StartTimeout
+                | Reason::DeadlineExceeded
+                | Reason::PodMutated
+        );
+        ends_runs || reason.budget().is_some()
+    })
+}
+
 /// Why somebody outside the sandbox ended it: the operator's own mark first, then the kubelet's account.
 fn outside_cause(view: &PodView) -> Option<(Reason, String)> {
-    if let Some(cause) = view.own_cause() {
+    if let Some(cause) = marked_cause(view) {
         return Some(cause);
     }
     match view.reason.as_str() {
@@ -560,6 +584,60 @@ mod tests {
         evicted.reason = "Evicted".into();
         evicted.message = "Usage of EmptyDir volume \"workspace\" exceeds the limit".into();
         assert_eq!(reason_of(&evicted), Reason::DiskLimitExceeded);
+    }
+
+    #[test]
+    fn a_mark_that_the_operator_would_not_set_is_no_cause() {
+        for cause in [
+            "Completed",
+            "IdleTimeout",
+            "NonZeroExit",
+            "OOMKilled",
+            "Evicted",
+            "x",
+        ] {
+            for record in [Some(&record(Reason::Stopped, 143)), None] {
+                let mut marked = view(record, 143, "Error");
+                marked.cause = Some((cause.into(), String::new()));
+                assert_eq!(reason_of(&marked), Reason::SandboxLost, "{cause}");
+            }
+        }
+        for cause in [
+            Reason::PodMutated,
+            Reason::TokenBudgetExceeded,
+            Reason::DeadlineExceeded,
+        ] {
+            let mut marked = view(None, 143, "Error");
+            marked.cause = Some((cause.to_string(), String::new()));
+            assert_eq!(reason_of(&marked), cause);
+        }
+    }
+
+    #[test]
+    fn a_run_ended_after_its_pod_was_made_and_before_now() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        for (told_ms, second) in [
+            (0, 1_000),
+            (1_500_000, 1_500),
+            (3_000_000, 2_000),
+            (253_402_207_200_999, 2_000),
+        ] {
+            let mut told = record(Reason::Completed, 0);
+            told.ended_at_ms = Some(told_ms);
+            let mut view = view(Some(&told), 0, "Completed");
+            view.created = Some(at(1_000));
+            let expected = Expected {
+                sandbox_uid: "sandbox",
+                run_id: "",
+                minimum: IsolationLevel::UserspaceKernel,
+                node_boot_id: None,
+            };
+            assert_eq!(
+                judge(&view, expected, at(2_000)).ended_at,
+                at(second),
+                "{told_ms}"
+            );
+        }
     }
 
     #[test]
