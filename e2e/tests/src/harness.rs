@@ -290,6 +290,18 @@ impl Harness {
         })
     }
 
+    /// Takes the binding of an admission policy away, so that it refuses nothing, until it is bound again. Others must not
+    /// need it meanwhile.
+    pub fn unbind(&self, policy: &str) -> Result<String> {
+        self.kubectl(&["delete", "validatingadmissionpolicybinding", policy])
+    }
+
+    /// Binds all admission policies as they are shipped.
+    pub fn bind_again(&self) -> Result<String> {
+        let manifests = repository().join("manifests/admission").display().to_string();
+        self.kubectl(&["apply", "-k", &manifests])
+    }
+
     /// Runs kubectl in the namespace, as a user would.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let output = self

@@ -297,10 +297,20 @@ fn address_of(pod: &Pod) -> Option<String> {
 async fn forged_pod_gets_nothing(harness: &Harness, address: &str, token: &str) {
     let forged = forged_pod(harness, token).await;
     let api = harness.api::<Pod>();
+    // The cluster itself would refuse such a pod.
+    harness.unbind("agentsandbox-pods").unwrap();
     let mut got = None;
     for _ in 0..5 {
         next_address(harness, address);
-        let name = name_of(&harness.create::<Pod>(forged.clone()).await.unwrap());
+        let made = harness
+            .eventually("a pod that is not refused", || async {
+                match harness.create::<Pod>(forged.clone()).await {
+                    Err(error) if error.to_string().contains("agentsandbox-pods") => Ok(None),
+                    made => made.map(Some),
+                }
+            })
+            .await;
+        let name = name_of(&made.unwrap());
         let found = harness
             .eventually("an address", || async {
                 Ok(api.get_opt(&name).await?.as_ref().and_then(address_of))
@@ -313,6 +323,7 @@ async fn forged_pod_gets_nothing(harness: &Harness, address: &str, token: &str) 
         }
         delete_now(harness, &name).await;
     }
+    harness.bind_again().unwrap();
     let name = got.expect("the forged pod got the address");
     let log = harness
         .eventually("the script's outcomes", || async {

@@ -1,6 +1,8 @@
 //! Addresses of load balancers are the cluster's own, and public: no rule opens them. The network policy around the
 //! gateway closes a new one, and the gateway stays.
 
+use std::time::Duration;
+
 use agentsandbox_api::condition::{reasons, types};
 use agentsandbox_api::policy::SandboxPolicy;
 use e2e::Harness;
@@ -17,8 +19,10 @@ const ADDRESS: &str = "93.184.216.15";
 const URL: &str = "http://93-184-216-15.addr.example.test/echo";
 const BALANCER: &str = "balancer";
 
-/// Waits until a request comes to this. One that goes by a connection from before is still answered, until the policy
-/// engine has closed that one as well.
+/// Longer than the gateway keeps a connection that nobody uses: by one from before, requests are still answered.
+const UNUSED: Duration = Duration::from_secs(35);
+
+/// Waits until a request comes to this.
 async fn eventually(harness: &Harness, session: &Session, outcome: &str) {
     harness
         .eventually(&format!("{outcome} for the load balancer's address"), || async {
@@ -93,6 +97,7 @@ async fn an_address_that_becomes_a_load_balancers_is_closed_and_no_gateway_repla
         invalid.contains(&format!("a load balancer ({ADDRESS}/32)")),
         "{invalid}"
     );
+    tokio::time::sleep(UNUSED).await;
     // What the engine drops is not refused: nobody answers.
     eventually(&harness, &session, "UpstreamTimeout").await;
     assert!(closed_around_the_gateway(&harness).await);

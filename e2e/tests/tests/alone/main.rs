@@ -11,5 +11,6 @@ mod lost_node;
 mod models;
 mod network;
 mod operator;
+mod raw_exec;
 mod stalled_log;
 mod watched_namespace;

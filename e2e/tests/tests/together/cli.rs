@@ -8,8 +8,10 @@ use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
 use e2e::harness::{AGENT_IMAGE, repository};
 use e2e::plugin::{folder, path, plugin, text};
-use k8s_openapi::api::core::v1::ResourceQuota;
-use kube::api::ListParams;
+use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 fn example(name: &str) -> PathBuf {
@@ -325,5 +327,65 @@ async fn an_interrupt_stops_the_run_and_rerun_runs_it_again() {
     succeeds(&harness, &["stop", "long"]);
     let status = harness.finished("long").await.unwrap();
     assert_eq!(status.result.unwrap().reason, Some(Reason::Stopped));
+    harness.finish().await.unwrap();
+}
+
+/// An agent controller that uses the plugin has no kubeconfig.
+#[tokio::test]
+async fn in_a_pod_it_is_its_service_account() {
+    let harness = Harness::start("in-pod").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let spec = json!({"policyRef": {"name": "runc"}, "command": ["true"]});
+    harness.sandbox("job", spec).await.unwrap();
+    let may = json!({"apiGroups": ["agentsandbox.dev"], "resources": ["agentsandboxes"], "verbs": ["list"]});
+    let named = json!({"name": "controller"});
+    let namespace = &harness.namespace;
+    harness
+        .create::<ServiceAccount>(json!({"metadata": named}))
+        .await
+        .unwrap();
+    harness
+        .create::<Role>(json!({"metadata": named, "rules": [may]}))
+        .await
+        .unwrap();
+    let binding = json!({
+        "metadata": named,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "controller"},
+        "subjects": [{"kind": "ServiceAccount", "name": "controller", "namespace": namespace}],
+    });
+    harness.create::<RoleBinding>(binding).await.unwrap();
+    // The node is this machine, and its files no sandbox's.
+    let privileged = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}});
+    Api::<Namespace>::all(harness.client.clone())
+        .patch(namespace, &PatchParams::default(), &Patch::Merge(privileged))
+        .await
+        .unwrap();
+    let program = plugin().unwrap().get_program().to_owned();
+    let pod = json!({
+        "metadata": named,
+        "spec": {
+            "serviceAccountName": "controller", "restartPolicy": "Never",
+            "containers": [{
+                "name": "plugin", "image": AGENT_IMAGE, "command": ["/plugin", "list", "-o", "name"],
+                "volumeMounts": [{"name": "plugin", "mountPath": "/plugin", "readOnly": true}],
+            }],
+            "volumes": [{"name": "plugin", "hostPath": {"path": program.to_str().unwrap(), "type": "File"}}],
+        },
+    });
+    harness.create::<Pod>(pod).await.unwrap();
+    let phase = harness
+        .eventually("the pod's end", || async {
+            let status = harness.api::<Pod>().get("controller").await?.status;
+            let phase = status.and_then(|status| status.phase);
+            Ok(phase.filter(|phase| ["Succeeded", "Failed"].contains(&phase.as_str())))
+        })
+        .await
+        .unwrap();
+    let said = harness.kubectl(&["logs", "controller"]).unwrap();
+    assert_eq!(
+        (phase.as_str(), said.trim()),
+        ("Succeeded", "agentsandbox/job"),
+        "{said}"
+    );
     harness.finish().await.unwrap();
 }

@@ -1,5 +1,8 @@
 //! Attacks from inside a sandbox and from beside it. Each names the rule that it tries to break.
 
+use std::io::Write;
+use std::process::Stdio;
+
 use agentsandbox_api::condition::types;
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
@@ -7,8 +10,9 @@ use agentsandbox_api::sandbox::{AgentSandbox, RunResult};
 use e2e::Harness;
 use e2e::harness::{name_of, process_of, reason_of};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use sandbox_operator::build::short_hash;
 use serde_json::{Value, json};
 
@@ -94,11 +98,42 @@ async fn a_pod_that_is_changed_during_its_run_ends_it() {
     harness.sandbox("relabelled", command).await.unwrap();
     harness.running("relabelled").await.unwrap();
     let relabelled = name_of(&harness.pods_of("relabelled").await.unwrap()[0]);
+    for change in [
+        json!({"metadata": {"labels": {"agentsandbox.dev/policy": "other"}}}),
+        json!({"metadata": {"labels": {"agentsandbox.dev/sandbox": null}}}),
+        json!({"metadata": {"annotations": {"agentsandbox.dev/ended-because": "Completed"}}}),
+        json!({"metadata": {"annotations": {"io.katacontainers.config.hypervisor.default_vcpus": "9"}}}),
+        json!({"metadata": {"finalizers": null}}),
+        json!({"metadata": {"ownerReferences": null}}),
+        json!({"spec": {"activeDeadlineSeconds": 1}}),
+    ] {
+        let refused = harness
+            .patch::<Pod>(&relabelled, change.clone())
+            .await
+            .unwrap_err();
+        assert!(
+            refused.to_string().contains("agentsandbox-pods"),
+            "{change}: {refused}"
+        );
+    }
+    let image = json!([{"op": "replace", "path": "/spec/initContainers/0/image", "value": "agent-sandbox.local/testtool:dev"}]);
+    let image: Patch<()> = Patch::Json(serde_json::from_value(image).unwrap());
+    let refused = harness
+        .api::<Pod>()
+        .patch(&relabelled, &PatchParams::default(), &image)
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("agentsandbox-pods"), "{refused}");
+    // What is not the operator's anybody may add; a label selects, so the operator itself ends the run.
     harness
         .patch::<Pod>(
             &relabelled,
-            json!({"metadata": {"labels": {"agentsandbox.dev/policy": "other"}}}),
+            json!({"metadata": {"annotations": {"team": "other"}}}),
         )
+        .await
+        .unwrap();
+    harness
+        .patch::<Pod>(&relabelled, json!({"metadata": {"labels": {"team": "other"}}}))
         .await
         .unwrap();
     let found = harness.finished("relabelled").await.unwrap().result.unwrap();
@@ -121,8 +156,8 @@ async fn no_container_is_added_to_a_running_pod() {
         .patch_subresource(
             "ephemeralcontainers",
             &debugged,
-            &kube::api::PatchParams::default(),
-            &kube::api::Patch::Strategic(intruder),
+            &PatchParams::default(),
+            &Patch::Strategic(intruder),
         )
         .await
         .unwrap_err();
@@ -153,6 +188,214 @@ async fn a_foreign_pod_of_the_name_that_a_run_needs_is_no_run() {
         .unwrap();
     let status = harness.finished("job").await.unwrap();
     assert_eq!(reason_of(&status, types::SUCCEEDED), Reason::PodConflict.as_str());
+    harness.finish().await.unwrap();
+}
+
+/// The operator's account, as an administrator borrows it.
+const OPERATOR: &str = "--as=system:serviceaccount:agentsandbox-system:agentsandbox-operator";
+
+/// Creates an object by kubectl, with these flags besides; what it said if it failed.
+fn created(harness: &Harness, object: &Value, flags: &[&str]) -> Result<(), String> {
+    let mut kubectl = harness.cluster.kubectl();
+    let mut kubectl = kubectl
+        .args(["-n", &harness.namespace, "create", "-f", "-"])
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = object.to_string();
+    kubectl.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = kubectl.wait_with_output().unwrap();
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// A pod with the name, the labels and the owner of a sandbox's first run, and a command of its own.
+fn forged(sandbox: &AgentSandbox) -> Value {
+    let (name, uid) = (
+        sandbox.metadata.name.clone().unwrap(),
+        sandbox.metadata.uid.clone().unwrap(),
+    );
+    json!({"apiVersion": "v1", "kind": "Pod",
+    "metadata": {
+        "name": format!("{name}-sb{}", short_hash(&format!("{uid}/"))),
+        "labels": {"agentsandbox.dev/sandbox": name, "agentsandbox.dev/policy": "runc",
+            "app.kubernetes.io/managed-by": "agentsandbox-operator"},
+        "finalizers": ["agentsandbox.dev/result"],
+        "ownerReferences": [{"apiVersion": "agentsandbox.dev/v1alpha1", "kind": "AgentSandbox", "name": name,
+            "uid": uid, "controller": true, "blockOwnerDeletion": false}],
+    },
+    "spec": {
+        "restartPolicy": "Never", "automountServiceAccountToken": false,
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "agent", "image": "agent-sandbox.local/testtool:dev", "imagePullPolicy": "Never", "args": ["exit", "0"],
+            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}],
+    }})
+}
+
+async fn suspended(harness: &Harness) -> AgentSandbox {
+    let spec = json!({"policyRef": {"name": "runc"}, "command": ["true"], "suspend": true});
+    harness.sandbox("job", spec).await.unwrap()
+}
+
+/// Rule 7.
+#[tokio::test]
+async fn a_forged_pod_is_refused_and_the_operators_own_account_forges_no_verdict() {
+    let harness = Harness::start("forgery").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let forged = forged(&suspended(&harness).await);
+    let changes: [fn(&mut Value); 4] = [
+        |_| {},
+        |pod| pod["metadata"]["labels"] = json!({}),
+        |pod| pod["metadata"]["ownerReferences"] = json!([]),
+        |pod| {
+            pod["metadata"]["ownerReferences"] = json!([]);
+            pod["metadata"]["labels"] = json!({"agentsandbox.dev/policy": "runc"});
+        },
+    ];
+    for change in changes {
+        let mut pod = forged.clone();
+        change(&mut pod);
+        let refused = created(&harness, &pod, &[]).expect_err("refused");
+        assert!(refused.contains("agentsandbox-pods"), "{pod}: {refused}");
+    }
+    let mut plain = forged.clone();
+    plain["metadata"] = json!({"name": "plain"});
+    created(&harness, &plain, &[]).unwrap();
+    let dressed = json!({"metadata": {"labels": {"agentsandbox.dev/sandbox": "job"}}});
+    let refused = harness.patch::<Pod>("plain", dressed).await.unwrap_err();
+    assert!(refused.to_string().contains("agentsandbox-pods"), "{refused}");
+
+    created(&harness, &forged, &[OPERATOR]).unwrap();
+    let status = harness.finished("job").await.unwrap();
+    assert_eq!(reason_of(&status, types::SUCCEEDED), Reason::PodConflict.as_str());
+    harness.without_pods("job").await.unwrap();
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_operators_account_hands_no_secret_to_a_container() {
+    let harness = Harness::start("environment").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let pod = forged(&suspended(&harness).await);
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "agentsandbox-gateway"},
+    "spec": {"selector": {"matchLabels": {"app": "x"}}, "template": {
+        "metadata": {"labels": {"app": "x"}},
+        "spec": {"serviceAccountName": "agentsandbox-gateway", "securityContext": {"runAsNonRoot": true},
+            "containers": [{"name": "gateway", "image": "agent-sandbox.local/testtool:dev",
+                "securityContext": {"readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false, "privileged": false,
+                    "capabilities": {"drop": ["ALL"]}}}]},
+    }}});
+    let entry = |source: Value| json!({"env": [{"name": "X", "valueFrom": source}]});
+    for (object, container, policy) in [
+        (pod, "/spec/containers/0", "agentsandbox-operator-pods"),
+        (
+            deployment,
+            "/spec/template/spec/containers/0",
+            "agentsandbox-operator-gateways",
+        ),
+    ] {
+        let answer = |part: &Value| {
+            let mut object = object.clone();
+            let container = object.pointer_mut(container).unwrap().as_object_mut().unwrap();
+            container.extend(part.as_object().unwrap().clone());
+            created(&harness, &object, &[OPERATOR, "--dry-run=server"])
+        };
+        answer(&json!({"env": [{"name": "X", "value": "x"}]})).unwrap();
+        answer(&entry(json!({"fieldRef": {"fieldPath": "metadata.uid"}}))).unwrap();
+        for part in [
+            entry(json!({"secretKeyRef": {"name": "s", "key": "k"}})),
+            entry(json!({"configMapKeyRef": {"name": "s", "key": "k"}})),
+            json!({"envFrom": [{"secretRef": {"name": "s"}}]}),
+        ] {
+            let refused = answer(&part).expect_err("refused");
+            assert!(refused.contains(policy), "{part}: {refused}");
+        }
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_proxy_leads_to_a_sandbox_and_its_resources_stay() {
+    let harness = Harness::start("proxied").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let command = json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]});
+    harness.sandbox("job", command).await.unwrap();
+    harness.running("job").await.unwrap();
+    let pod = name_of(&harness.pods_of("job").await.unwrap()[0]);
+    let port = names::PORT_STARTUP;
+    for name in [pod.clone(), format!("{pod}:{port}"), format!("http:{pod}:{port}")] {
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{name}/proxy/started",
+            harness.namespace
+        );
+        let refused = harness
+            .kubectl(&["get", "--raw", &path])
+            .expect_err("refused")
+            .to_string();
+        assert!(refused.contains("agentsandbox-exec"), "{name}: {refused}");
+    }
+    let amounts = json!({"cpu": "300m"});
+    let more = json!({"spec": {"containers": [{"name": "agent", "resources": {"limits": amounts, "requests": amounts}}]}});
+    let refused = harness
+        .api::<Pod>()
+        .patch_subresource("resize", &pod, &PatchParams::default(), &Patch::Strategic(more))
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("agentsandbox-exec"), "{refused}");
+    harness.finish().await.unwrap();
+}
+
+/// The garbage collector takes the owner off the pod.
+#[tokio::test]
+async fn a_pod_can_still_be_left_behind_by_its_sandbox() {
+    let harness = Harness::start("orphan").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let command = json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]});
+    harness.sandbox("job", command).await.unwrap();
+    harness.running("job").await.unwrap();
+    harness
+        .kubectl(&[
+            "delete",
+            "agentsandbox",
+            "job",
+            "--cascade=orphan",
+            "--wait=false",
+        ])
+        .unwrap();
+    harness
+        .eventually("a pod without an owner", || async {
+            let pods = harness.pods_of("job").await?;
+            let alone = pods.first().is_some_and(|pod| pod.owner_references().is_empty());
+            Ok(alone.then_some(()))
+        })
+        .await
+        .unwrap();
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_network_policy_under_a_name_of_ours_ends_the_run_that_it_opens() {
+    let harness = Harness::start("disguised").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let command = json!({"policyRef": {"name": "runc"}, "command": ["sleep", "100"]});
+    harness.sandbox("job", command).await.unwrap();
+    harness.running("job").await.unwrap();
+    let own: NetworkPolicy = harness.api().get("agentsandbox-policy-runc").await.unwrap();
+    let disguised = json!({
+        "metadata": {"name": "agentsandbox-policy-none", "ownerReferences": own.owner_references()},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"],
+            "egress": [{"to": [{"ipBlock": {"cidr": "203.0.113.7/32"}}]}]},
+    });
+    harness.create::<NetworkPolicy>(disguised).await.unwrap();
+    let found = harness.finished("job").await.unwrap().result.unwrap();
+    assert_eq!(found.reason, Some(Reason::NetworkNotIsolated), "{found:?}");
+    assert!(found.message.unwrap().contains("agentsandbox-policy-none"));
     harness.finish().await.unwrap();
 }
 
@@ -214,7 +457,7 @@ async fn a_gateway_writes_its_own_part_of_a_status(harness: &Harness, gateway: &
 #[tokio::test]
 async fn rights_are_as_small_as_the_manifests_say() {
     let harness = Harness::start("rights").await.unwrap();
-    let operator = "--as=system:serviceaccount:agentsandbox-system:agentsandbox-operator";
+    let operator = OPERATOR;
     let account = format!("{}:agentsandbox-gateway", harness.namespace);
     let gateway = &format!("--as=system:serviceaccount:{account}");
     // As the operator binds it where a policy needs a gateway.
@@ -380,6 +623,22 @@ async fn no_more_processes_than_allowed_can_live() {
         };
         assert!(contained, "{policy}: {:?} {:?}", result.reason, usage);
         println!("{policy}: {:?}, peak {:?}", result.reason, usage.processes_peak);
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn files_without_a_name_count_too() {
+    let harness = Harness::start("nameless").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    let code = "import os, time\nheld = []\nfor number in range(4):\n  held.append(open('file', 'wb', buffering=0)); os.unlink('file')\n  for _ in range(50): held[-1].write(b'x' * (1 << 20)); time.sleep(0.02)\ntime.sleep(10)";
+    for policy in ["runc", "gvisor"] {
+        let found = result(&harness, &format!("holds-{policy}"), policy, python(code)).await;
+        assert_eq!(
+            found.reason,
+            Some(Reason::DiskLimitExceeded),
+            "{policy}: {found:?}"
+        );
     }
     harness.finish().await.unwrap();
 }

@@ -28,13 +28,16 @@ use crate::connection::Connected;
 const OPERATOR: &str = "agentsandbox-operator";
 /// The admission policy that bounds what goes into running pods of the project.
 const EXEC: &str = "agentsandbox-exec";
+/// The admission policy by which sandboxes' pods are the operator's.
+const PODS: &str = "agentsandbox-pods";
 /// All admission policies of `manifests/admission`; the others bound what the operator's and the gateways' accounts may
 /// do.
-const ADMISSION: [&str; 4] = [
+const ADMISSION: [&str; 5] = [
     EXEC,
     "agentsandbox-gateway-writes",
     "agentsandbox-operator-gateways",
     "agentsandbox-operator-pods",
+    PODS,
 ];
 
 /// All of it, in the order in which one builds on another.
@@ -408,7 +411,10 @@ fn enforced(policies: &[ValidatingAdmissionPolicy], bindings: &[ValidatingAdmiss
         trusted
             .push("exec users are trusted: who may exec into pods gets into sandboxes past their recorders");
     }
-    if lacking.iter().any(|name| *name != EXEC) {
+    if lacking.contains(&PODS) {
+        trusted.push("who may create or change pods is trusted: theirs can pass for sandboxes");
+    }
+    if lacking.iter().any(|name| ![EXEC, PODS].contains(name)) {
         trusted.push("the accounts of operator and gateways are trusted");
     }
     Check::warning(
@@ -518,7 +524,7 @@ mod tests {
             |binding| binding.spec.validation_actions = vec!["Audit".to_owned()],
         ];
         for name in ADMISSION {
-            let exec_users = name == EXEC;
+            let (exec_users, makers) = (name == EXEC, name == PODS);
             let judge = |check: Check| {
                 assert_eq!(check.outcome, Outcome::Warning, "{check:?}");
                 assert!(
@@ -531,8 +537,13 @@ mod tests {
                     "{check:?}"
                 );
                 assert_eq!(
+                    check.found.contains("create or change pods is trusted"),
+                    makers,
+                    "{check:?}"
+                );
+                assert_eq!(
                     check.found.contains("accounts of operator"),
-                    !exec_users,
+                    !exec_users && !makers,
                     "{check:?}"
                 );
                 assert!(check.advice.unwrap().contains("manifests/admission"));
