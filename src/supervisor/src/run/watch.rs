@@ -40,6 +40,9 @@ impl Warnings {
 /// number in this pid namespace.
 pub struct Foreign {
     known: BTreeSet<u32>,
+    /// Seen once without arguments: the runtime's own program before it becomes the one that was asked for, or one that
+    /// nobody may read. The next look tells.
+    unclear: BTreeSet<u32>,
     next: Instant,
 }
 
@@ -48,6 +51,7 @@ impl Foreign {
     pub fn new() -> Self {
         Self {
             known: BTreeSet::new(),
+            unclear: BTreeSet::new(),
             next: Instant::now(),
         }
     }
@@ -76,9 +80,15 @@ impl Foreign {
         self.known.extend(&new);
         // Never more than a twentieth of the time.
         self.next = Instant::now() + LOOK_EVERY.max(begun.elapsed() * 20);
-        for pid in new {
+        let gone: Vec<u32> = self.unclear.difference(&present).copied().collect();
+        for pid in new.into_iter().chain(gone) {
             let (path, argv) = capture::image(pid, false)
                 .map_or_else(|_| Default::default(), |image| (image.path, image.argv));
+            if argv.is_empty() && self.unclear.insert(pid) {
+                self.known.remove(&pid);
+                continue;
+            }
+            self.unclear.remove(&pid);
             capturing.note(Action::Foreign { pid, path, argv });
         }
     }
