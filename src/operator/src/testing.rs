@@ -2,16 +2,22 @@
 
 mod api_server;
 
+use std::sync::Arc;
+
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::AgentSandbox;
 use clap::Parser;
+use futures::StreamExt;
 use serde_json::{Value, json};
 
 pub use api_server::ApiServer;
 
 use crate::cluster::{ClusterAddresses, NodeAddresses};
 use crate::config::Config;
+use crate::context::Context;
 use crate::facts::Facts;
+use crate::metrics::Metrics;
+use crate::triggers;
 
 /// The configuration with every default, as if no flag and no variable were set.
 pub fn config() -> Config {
@@ -75,6 +81,16 @@ pub fn cluster() -> ClusterAddresses {
         &["93.184.216.34/32".parse().unwrap()],
         &[node("a", "192.168.7.1/32"), node("b", "192.168.7.2/32")],
     )
+}
+
+/// An operator that has just started beside this server, with its stores filled.
+pub async fn start(server: &ApiServer) -> Arc<Context> {
+    let (context, triggers) = triggers::start(server.serve().await, config(), facts(), Metrics::default());
+    tokio::spawn(triggers.policies.for_each(|_| std::future::ready(())));
+    tokio::spawn(triggers.sandboxes.for_each(|_| std::future::ready(())));
+    context.synced().await;
+    context.controllers_synced().await;
+    context
 }
 
 /// Puts `from` into `into`, field by field.

@@ -1,13 +1,10 @@
 //! The gateway against an API server in memory: what is written, in which order, and when nothing is.
 
 use agentsandbox_api::condition::reasons;
-use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::metrics::Metrics;
 use crate::testing::{self, ApiServer};
-use crate::triggers;
 
 const POLICY: &str = "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/with-egress";
 const INGRESS: &str = "/apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/agentsandbox-gateway-ingress";
@@ -35,23 +32,8 @@ fn with_egress() -> Value {
     )
 }
 
-/// An operator that has just started beside this server, with its stores filled.
-async fn start(server: &ApiServer) -> std::sync::Arc<Context> {
-    let (context, triggers) = triggers::start(
-        server.serve().await,
-        testing::config(),
-        testing::facts(),
-        Metrics::default(),
-    );
-    tokio::spawn(triggers.policies.for_each(|_| std::future::ready(())));
-    tokio::spawn(triggers.sandboxes.for_each(|_| std::future::ready(())));
-    context.synced().await;
-    context.controllers_synced().await;
-    context
-}
-
 async fn ensured(server: &ApiServer) -> State {
-    let context = start(server).await;
+    let context = testing::start(server).await;
     ensure("ns", &context).await.unwrap()
 }
 

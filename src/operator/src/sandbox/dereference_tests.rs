@@ -1,14 +1,11 @@
 //! Whose pod it is that has a run's name, and which network policies are ours, by an API server in memory.
 
 use agentsandbox_api::sandbox::AgentSandboxStatus;
-use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::metrics::Metrics;
 use crate::sandbox::apply;
 use crate::testing::{self, ApiServer};
-use crate::triggers;
 
 const NETWORK_POLICIES: &str = "/apis/networking.k8s.io/v1/namespaces/ns/networkpolicies";
 const POD: &str = "/api/v1/namespaces/ns/pods/job-sb788fdd64";
@@ -33,28 +30,13 @@ fn put_network_policy(server: &ApiServer, policy: &impl serde::Serialize) {
     server.put(&path, policy);
 }
 
-/// An operator that has just started beside this server, with its stores filled.
-async fn start(server: &ApiServer) -> std::sync::Arc<Context> {
-    let (context, triggers) = triggers::start(
-        server.serve().await,
-        testing::config(),
-        testing::facts(),
-        Metrics::default(),
-    );
-    tokio::spawn(triggers.policies.for_each(|_| std::future::ready(())));
-    tokio::spawn(triggers.sandboxes.for_each(|_| std::future::ready(())));
-    context.synced().await;
-    context.controllers_synced().await;
-    context
-}
-
 fn now() -> Timestamp {
     "2026-01-01T00:00:05Z".parse().unwrap()
 }
 
 /// The pod that the run gets, as the API server has it.
 async fn made(server: &ApiServer, sandbox: &AgentSandbox) -> Value {
-    let context = start(server).await;
+    let context = testing::start(server).await;
     let world = dereference(sandbox, &context, now()).await.unwrap();
     let mut pod = serde_json::to_value(planned(&world, &context).unwrap()).unwrap();
     testing::merge(
@@ -69,7 +51,7 @@ async fn made(server: &ApiServer, sandbox: &AgentSandbox) -> Value {
 async fn found(pod: &Value, sandbox: &AgentSandbox) -> (PodState, Option<Creation>) {
     let server = server();
     server.put(POD, pod.clone());
-    let context = start(&server).await;
+    let context = testing::start(&server).await;
     let world = dereference(sandbox, &context, now()).await.unwrap();
     (world.pod, world.creation)
 }
@@ -210,7 +192,7 @@ async fn a_network_policy_is_ours_by_what_it_says_and_not_by_its_name() {
         );
         put_network_policy(&server, &closed());
         put_network_policy(&server, &network_policy);
-        let context = start(&server).await;
+        let context = testing::start(&server).await;
         let sandbox = testing::sandbox(json!({}));
         let world = dereference(&sandbox, &context, now()).await.unwrap();
         assert_eq!(world.network, expected, "{network_policy}");
@@ -234,7 +216,7 @@ async fn the_policy_that_denies_all_is_put_right_while_a_run_has_its_pod() {
         let server = server();
         server.put(POD, pod.clone());
         server.change(&path, change.clone());
-        let context = start(&server).await;
+        let context = testing::start(&server).await;
         let world = dereference(&sandbox, &context, now()).await.unwrap();
         assert!(matches!(world.pod, PodState::Present(_)), "{:?}", world.pod);
         let decision = decide::decide(&world);

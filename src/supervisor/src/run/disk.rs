@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use super::stat;
 
 /// So many entries at most may lie below one folder: they use the host's inodes, and looking at them uses time.
 const ENTRIES_MAX: usize = 500_000;
@@ -65,15 +67,10 @@ struct Held {
 /// Files that have no name any more, by device and number: no walk finds them, and they use room until they are closed.
 fn held() -> BTreeMap<(u64, u64), Held> {
     let mut found = BTreeMap::new();
-    for process in entries(Path::new("/proc")) {
-        let own = process.ends_with(std::process::id().to_string());
-        let is_process = process
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit));
-        if !is_process || own {
-            continue;
-        }
-        for descriptor in entries(&process.join("fd")) {
+    for process in stat::processes().filter(|process| *process != std::process::id()) {
+        let descriptors = std::fs::read_dir(format!("/proc/{process}/fd"));
+        for descriptor in descriptors.into_iter().flatten().flatten() {
+            let descriptor = descriptor.path();
             // Follows the kernel's own link to the file, whatever became of its name.
             let meta = std::fs::metadata(&descriptor)
                 .ok()
@@ -91,11 +88,6 @@ fn held() -> BTreeMap<(u64, u64), Held> {
         }
     }
     found
-}
-
-fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path())
 }
 
 /// A walk through one folder, on its own file system and without following links, that begins anew when it is done.

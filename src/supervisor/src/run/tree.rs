@@ -5,7 +5,7 @@ use std::io::Read;
 
 use agentsandbox_api::names::ENV_STEP;
 
-use super::stat::Stat;
+use super::stat::{self, Stat};
 use crate::sys;
 
 /// Rounds of looking for processes that were born during the last one.
@@ -40,11 +40,7 @@ pub fn kill(leader: Option<i32>, step: u64) {
 const NOBODY: u32 = u32::MAX;
 
 fn members(leader: u32, step: u64, known: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let processes: BTreeMap<u32, Stat> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    let processes: BTreeMap<u32, Stat> = stat::processes()
         .filter_map(|pid| Some((pid, Stat::of(pid)?)))
         .collect();
     let mark = format!("{ENV_STEP}={step}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use agentsandbox_api::action::Action;
 
 use super::capture::{self, Capturing};
-use super::stat::Stat;
+use super::stat::{self, Stat};
 
 /// Of memory, processes and disk: from this share on there is a warning, in percent.
 const NEARLY: u64 = 80;
@@ -63,12 +63,7 @@ impl Foreign {
         }
         let begun = Instant::now();
         let untold = capturing.untold();
-        let pids: BTreeSet<u32> = std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .collect();
+        let pids: BTreeSet<u32> = stat::processes().collect();
         capturing.note_gone(untold.difference(&pids));
         let present: BTreeSet<u32> = pids
             .into_iter()
