@@ -75,7 +75,7 @@ impl Work {
     /// How often it is done in so many rounds: what is short more often, what is long less.
     pub fn runs(self, rounds: usize) -> usize {
         match self {
-            Self::Exec => rounds * 5,
+            Self::Exec => rounds * 20,
             Self::Build => rounds.div_ceil(5),
             _ => rounds,
         }

@@ -1,5 +1,6 @@
 //! What end-to-end tests, demo and benchmarks share: a client of the cluster, waiting with bounds, the scenarios.
 
+pub mod burn;
 pub mod egress;
 pub mod harness;
 pub mod plugin;

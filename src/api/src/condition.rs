@@ -49,6 +49,8 @@ pub mod reasons {
     pub const SUSPENDED: &str = "Suspended";
     /// The namespace's quota has no room; the sandbox waits its turn.
     pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+    /// The sandbox alone is above the namespace's quota; others do not wait for it.
+    pub const QUOTA_TOO_SMALL: &str = "QuotaTooSmall";
     /// The API server refused the pod, and says why in the message.
     pub const POD_REFUSED: &str = "PodRefused";
     /// The pod waits for a node.

@@ -50,6 +50,8 @@ pub struct Context {
     pub nodes: Store<Node>,
     /// What the stores may not show yet.
     pub own_writes: OwnWrites,
+    /// Held by whoever makes a pod that must be the only one of its claim.
+    pub claims: tokio::sync::Mutex<()>,
     /// Where the API server is, behind its Service.
     pub(crate) api_servers: Store<EndpointSlice>,
     /// Services of type `LoadBalancer`, reduced to their names and addresses.
@@ -200,7 +202,7 @@ impl Context {
                 name: name.to_owned(),
             }),
         };
-        if verb != "get" {
+        if !matches!(verb, "get" | "list") {
             self.metrics.api_write(verb, kind, result.is_ok());
         }
         result

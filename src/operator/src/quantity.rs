@@ -30,11 +30,22 @@ pub fn bytes(quantity: &Quantity) -> Result<u64, BadQuantity> {
 /// Whether two texts are the same amount: the API server rewrites what it is given (`1000m` to `1`).
 #[must_use]
 pub fn same_amount(one: &str, other: &str) -> bool {
-    let value = |text: &str| ParsedQuantity::try_from(text).ok()?.to_bytes_f64();
     // Both come from the same decimal arithmetic, so equal amounts are equal to the bit.
-    value(one)
-        .zip(value(other))
+    amount(one)
+        .zip(amount(other))
         .is_some_and(|(one, other)| one.to_bits() == other.to_bits())
+}
+
+/// Whether one text is a larger amount than another one.
+#[must_use]
+pub fn is_more(one: &str, other: &str) -> bool {
+    amount(one)
+        .zip(amount(other))
+        .is_some_and(|(one, other)| one > other)
+}
+
+fn amount(text: &str) -> Option<f64> {
+    ParsedQuantity::try_from(text).ok()?.to_bytes_f64()
 }
 
 /// CPUs in the API server's form.

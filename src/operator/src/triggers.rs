@@ -181,6 +181,7 @@ pub fn start(client: Client, config: Config, facts: Facts, metrics: Metrics) -> 
         controllers_synced: [sandboxes_synced, policies_synced],
         events,
         own_writes: OwnWrites::default(),
+        claims: tokio::sync::Mutex::default(),
     });
 
     let (send, shared) = (to_sandboxes.clone(), context.clone());

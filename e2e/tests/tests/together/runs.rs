@@ -155,7 +155,7 @@ async fn a_policy_tightened_or_deleted_during_a_run_ends_it() {
 async fn the_quota_holds_and_the_queue_goes_by_age() {
     let harness = Harness::start("quota").await.unwrap();
     harness
-        .policy("default", json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container"}, "quota": {"sandboxes": 1},
+        .policy("default", json!({"isolation": {"runtimeClassName": "runc", "minimum": "Container"}, "quota": {"sandboxes": 1, "memory": "512Mi"},
             "defaults": {"resources": {"memory": "64Mi"}}}))
         .await
         .unwrap();
@@ -167,6 +167,20 @@ async fn the_quota_holds_and_the_queue_goes_by_age() {
         })
         .await
         .unwrap();
+    // The oldest never fits, and nobody waits for it.
+    harness
+        .sandbox(
+            "huge",
+            json!({"command": ["true"], "resources": {"memory": "600Mi"}}),
+        )
+        .await
+        .unwrap();
+    let huge = harness
+        .when("huge", "a status", |s| s.phase.is_some())
+        .await
+        .unwrap();
+    assert_eq!(reason_of(&huge, types::READY), reasons::QUOTA_TOO_SMALL);
+    assert!(is(&huge, types::STALLED, "True"));
     let names = ["first", "second", "third"];
     for name in names {
         harness

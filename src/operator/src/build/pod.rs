@@ -7,6 +7,7 @@ use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::PullPolicy;
 use agentsandbox_api::run::{CommandSpec, RequiredCapture, RunSpec};
+use agentsandbox_api::sandbox::AgentSandbox;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::{
@@ -19,6 +20,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::ResourceExt;
 
 use crate::build::{hex_hash, probes, short_hash};
 use crate::config::Config;
@@ -57,6 +59,18 @@ pub struct RunIdentity {
 }
 
 impl RunIdentity {
+    /// Of the run that a sandbox asks for now.
+    #[must_use]
+    pub fn of(sandbox: &AgentSandbox) -> Self {
+        Self {
+            namespace: sandbox.namespace().unwrap_or_default(),
+            sandbox: sandbox.name_any(),
+            sandbox_uid: sandbox.uid().unwrap_or_default(),
+            run_id: sandbox.spec.run_id.clone(),
+            policy: sandbox.spec.policy_ref.name.clone(),
+        }
+    }
+
     /// Name of the run's pod: two runs, and two sandboxes of one name after each other, never share one.
     #[must_use]
     pub fn pod_name(&self) -> String {

@@ -143,13 +143,30 @@ pub fn needs_gateway(policy: &SandboxPolicy, context: &Context) -> bool {
     matches!(context.valid_egress(&policy.spec), Ok(Some(_)))
 }
 
-/// Why a policy keeps its sandboxes from starting although its fields are valid: a quota that can't be kept apart.
+/// What a policy's status says of its quota.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QuotaSays {
+    /// The `ResourceQuota` stands, or none is needed.
+    InForce,
+    /// It does not stand yet.
+    Applying,
+    /// It can't be kept apart from another policy's; the message.
+    Overlaps(String),
+}
+
+/// What a policy's status says of its quota, of the spec that it has now.
 #[must_use]
-pub fn blocked(policy: &SandboxPolicy) -> Option<String> {
-    let status = policy.status.as_ref()?;
-    let quota = conditions::find(&status.conditions, types::QUOTA_READY)?;
-    let current = quota.observed_generation == policy.metadata.generation;
-    (current && quota.status == "False").then(|| quota.message.clone())
+pub fn quota_of(policy: &SandboxPolicy) -> QuotaSays {
+    let said = policy
+        .status
+        .as_ref()
+        .and_then(|status| conditions::find(&status.conditions, types::QUOTA_READY))
+        .filter(|said| said.observed_generation == policy.metadata.generation);
+    match said {
+        Some(said) if said.status == "False" => QuotaSays::Overlaps(said.message.clone()),
+        None if policy.spec.quota.as_ref().is_some_and(resource_quota::is_needed) => QuotaSays::Applying,
+        Some(_) | None => QuotaSays::InForce,
+    }
 }
 
 fn compose(

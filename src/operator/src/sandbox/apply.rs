@@ -1,11 +1,13 @@
 //! Carries out a decision: the only place of the sandbox controller that writes.
 
+use std::collections::BTreeMap;
+
 use agentsandbox_api::isolation::IsolationRequirement;
 use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus, Phase};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
@@ -13,8 +15,9 @@ use tracing::{info, warn};
 use crate::build::compare::{first_difference, later_difference};
 use crate::build::{network_policy, pod};
 use crate::context::Context;
+use crate::quantity;
 use crate::request::RequestError;
-use crate::sandbox::dereference::{is_owned, unlike};
+use crate::sandbox::dereference::{claim_in_use, claim_user, is_owned, unlike};
 use crate::sandbox::pod_view::PodView;
 use crate::sandbox::world::{Action, Creation, Decision, NetworkView, PodState, World};
 use crate::sandbox::{ReconcileError, admit::AdmittedRun, status};
@@ -26,6 +29,24 @@ pub async fn create_pod(
     isolation: IsolationRequirement,
     context: &Context,
 ) -> Result<(), ReconcileError> {
+    // One at a time, from the look at who uses the claim to the pod that does.
+    let _turn = match run.claim.as_deref().filter(|_| !run.claim_shared) {
+        None => None,
+        Some(claim) => {
+            let turn = context.claims.lock().await;
+            let listed = ListParams::default().labels(names::LABEL_SANDBOX);
+            let live = context
+                .request("list", "Pod", claim, pods(world, context).list(&listed))
+                .await?;
+            let name = world.identity.pod_name();
+            let others = live.iter().filter(|pod| pod.name_any() != name);
+            if let Some(user) = claim_user(claim, others) {
+                world.inputs = Err(claim_in_use(claim, &user));
+                return Ok(());
+            }
+            Some(turn)
+        }
+    };
     confirm_unfinished(world, context).await?;
     let built = pod::build(&world.identity, run, isolation, &context.facts, &context.config);
     let name = world.identity.pod_name();
@@ -95,7 +116,11 @@ fn refusal(error: &RequestError) -> Option<Creation> {
     if status.is_already_exists() {
         Some(Creation::Conflict(message))
     } else if status.is_forbidden() && message.contains("exceeded quota") {
-        Some(Creation::QuotaExceeded(message))
+        Some(if is_above_quota(&message) {
+            Creation::AboveQuota(message)
+        } else {
+            Creation::QuotaExceeded(message)
+        })
     } else if error.is_namespace_terminating() {
         Some(Creation::NamespaceTerminating)
     } else if status.is_forbidden() || status.is_invalid() || status.code == 400 {
@@ -103,6 +128,26 @@ fn refusal(error: &RequestError) -> Option<Creation> {
     } else {
         None
     }
+}
+
+/// Whether a quota's refusal (`exceeded quota: NAME, requested: limits.cpu=2, used: limits.cpu=1, limited: limits.cpu=1`)
+/// says that there would be no room in an empty namespace either.
+fn is_above_quota(message: &str) -> bool {
+    let amounts = |label: &str| -> BTreeMap<String, String> {
+        let after = message.split_once(label).map_or("", |(_, after)| after);
+        // The next label has a space before it; amounts have none between them.
+        let list = after.split_once(", ").map_or(after, |(list, _)| list);
+        list.split(',')
+            .filter_map(|amount| amount.split_once('='))
+            .map(|(resource, amount)| (resource.to_owned(), amount.to_owned()))
+            .collect()
+    };
+    let limited = amounts("limited: ");
+    amounts("requested: ").iter().any(|(resource, requested)| {
+        limited
+            .get(resource)
+            .is_some_and(|limit| quantity::is_more(requested, limit))
+    })
 }
 
 /// What comes before the status.
@@ -214,7 +259,7 @@ pub async fn after(world: &World<'_>, decision: &Decision, context: &Context) ->
     for action in &decision.after {
         match (action, &world.pod) {
             (Action::DeletePod, PodState::Present(pod)) => {
-                delete(world, &pod.name, &pod.uid, context).await?;
+                delete(&pods(world, context), &pod.name, &pod.uid, context).await?;
             }
             (Action::ReleasePod, PodState::Present(pod)) => {
                 release(&pods(world, context), &pod.name, &pod.uid, context).await?;
@@ -287,7 +332,7 @@ async fn end_pod(
         }
     }
     ignore_missing(patch(&api, &pod.name, Patch::Merge(mark), context).await)?;
-    delete(world, &pod.name, &pod.uid, context).await
+    delete(&pods(world, context), &pod.name, &pod.uid, context).await
 }
 
 async fn patch<P: serde::Serialize + std::fmt::Debug>(
@@ -312,7 +357,7 @@ async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), Reco
         return Ok(());
     };
     if !deleting {
-        delete(world, name, uid, context).await?;
+        delete(&pods(world, context), name, uid, context).await?;
     }
     if *held {
         release(&pods(world, context), name, uid, context).await?;
@@ -320,7 +365,8 @@ async fn remove_earlier(world: &World<'_>, context: &Context) -> Result<(), Reco
     Ok(())
 }
 
-async fn delete(world: &World<'_>, name: &str, uid: &str, context: &Context) -> Result<(), ReconcileError> {
+/// Deletes a pod, once.
+pub async fn delete(api: &Api<Pod>, name: &str, uid: &str, context: &Context) -> Result<(), ReconcileError> {
     if context.own_writes.is_deleted(uid) {
         return Ok(());
     }
@@ -328,7 +374,6 @@ async fn delete(world: &World<'_>, name: &str, uid: &str, context: &Context) -> 
         uid: Some(uid.to_owned()),
         resource_version: None,
     });
-    let api = pods(world, context);
     let request = api.delete(name, &parameters);
     ignore_missing(context.request("delete", "Pod", name, request).await)?;
     context.own_writes.deleted(uid);
@@ -374,3 +419,7 @@ fn pods(world: &World<'_>, context: &Context) -> Api<Pod> {
 fn sandboxes(world: &World<'_>, context: &Context) -> Api<AgentSandbox> {
     Api::namespaced(context.client.clone(), &world.identity.namespace)
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

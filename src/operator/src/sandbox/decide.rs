@@ -197,7 +197,7 @@ fn end_cause(world: &World<'_>, pod: &PodView) -> Option<(Reason, String)> {
             }
         },
         // A policy that can't be read tightens nothing; it lets nothing new start, and says so in its own status.
-        PolicyView::NotReady(_) => {}
+        PolicyView::NotReady(_) | PolicyView::Applying => {}
     }
     if let NetworkView::Widened(by) = &world.network {
         return Some((Reason::NetworkNotIsolated, widened_message(by)));

@@ -162,7 +162,7 @@ fn creates(decision: &Decision) -> bool {
 #[test]
 fn what_keeps_a_sandbox_from_starting_is_said() {
     let (sandbox, config) = (testing::sandbox(json!({})), testing::config());
-    let table: [(Change, &str, &str); 9] = [
+    let table: [(Change, &str, &str); 10] = [
         (
             |w| w.gateway = GatewayView::NotReady("x".into()),
             types::ACCEPTED,
@@ -175,6 +175,11 @@ fn what_keeps_a_sandbox_from_starting_is_said() {
         ),
         (
             |w| w.policy = PolicyView::NotReady("x".into()),
+            types::ACCEPTED,
+            reasons::POLICY_NOT_READY,
+        ),
+        (
+            |w| w.policy = PolicyView::Applying,
             types::ACCEPTED,
             reasons::POLICY_NOT_READY,
         ),
@@ -434,7 +439,7 @@ fn a_run_keeps_its_deadline_whatever_becomes_of_its_policy() {
     let shorter = policy_view(gvisor.clone());
     gvisor["defaults"] = json!({"limits": {"runtimeSeconds": 3_000}});
     let sandbox = begun_under(gvisor);
-    for policy in [PolicyView::NotReady("x".into()), shorter] {
+    for policy in [PolicyView::NotReady("x".into()), PolicyView::Applying, shorter] {
         for (seconds, cause) in [(3_000, None), (3_500, Some(Reason::DeadlineExceeded))] {
             let mut world = world(&sandbox, &config);
             world.policy = policy.clone();

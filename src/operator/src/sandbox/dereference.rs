@@ -16,7 +16,7 @@ use crate::build::pod::RunIdentity;
 use crate::build::{self, network_policy};
 use crate::conditions;
 use crate::context::Context;
-use crate::policy::{self, owner_reference};
+use crate::policy::{self, QuotaSays, owner_reference};
 use crate::sandbox::pod_view::PodView;
 use crate::sandbox::world::{
     Action, Creation, GatewayView, NetworkView, NodeView, PodState, PolicyView, World,
@@ -29,15 +29,8 @@ pub async fn dereference<'a>(
     context: &'a Context,
     now: Timestamp,
 ) -> Result<World<'a>, ReconcileError> {
-    let namespace = sandbox.namespace().unwrap_or_default();
-    let policy_name = sandbox.spec.policy_ref.name.clone();
-    let identity = RunIdentity {
-        namespace: namespace.clone(),
-        sandbox: sandbox.name_any(),
-        sandbox_uid: sandbox.uid().unwrap_or_default(),
-        run_id: sandbox.spec.run_id.clone(),
-        policy: policy_name.clone(),
-    };
+    let identity = RunIdentity::of(sandbox);
+    let (namespace, policy_name) = (identity.namespace.clone(), identity.policy.clone());
     let policy_object = context
         .policies
         .get(&ObjectRef::new(&policy_name).within(&namespace));
@@ -178,8 +171,10 @@ fn policy_view(policy: Option<&SandboxPolicy>, name: &str, context: &Context) ->
     let built_in = SandboxPolicySpec::default();
     let (spec, generation) = match policy {
         Some(policy) if policy.metadata.deletion_timestamp.is_none() => {
-            if let Some(why) = policy::blocked(policy) {
-                return PolicyView::NotReady(why);
+            match policy::quota_of(policy) {
+                QuotaSays::InForce => {}
+                QuotaSays::Applying => return PolicyView::Applying,
+                QuotaSays::Overlaps(why) => return PolicyView::NotReady(why),
             }
             (&policy.spec, policy.metadata.generation.unwrap_or_default())
         }
@@ -401,31 +396,35 @@ async fn usable_inputs(
         Some(_) => {}
     }
     let shared = matches!(policy, PolicyView::Valid { policy, .. } if policy.claims_shared);
-    let user = context
-        .pods
-        .state()
+    let pods = context.pods.state();
+    let here = pods
         .iter()
-        .find(|pod| {
-            pod.namespace().as_deref() == Some(identity.namespace.as_str())
-                && !PodView::of(pod, pod.labels()).has_ended()
-                && pod
-                    .spec
-                    .iter()
-                    .flat_map(|spec| spec.volumes.iter().flatten())
-                    .any(|volume| {
-                        volume
-                            .persistent_volume_claim
-                            .as_ref()
-                            .is_some_and(|source| source.claim_name == *name)
-                    })
-        })
-        .map(|pod| pod.name_any());
-    Ok(match user {
-        Some(pod) if !shared => Err(format!(
-            "PersistentVolumeClaim {name} is in use by the live run of pod {pod}, and the policy does not share claims"
-        )),
+        .filter(|pod| pod.namespace().as_deref() == Some(identity.namespace.as_str()))
+        .map(|pod| &**pod);
+    Ok(match claim_user(name, here) {
+        Some(user) if !shared => Err(claim_in_use(name, &user)),
         _ => Ok(()),
     })
+}
+
+/// The live run, among pods of a namespace, that uses a claim.
+pub(super) fn claim_user<'a>(claim: &str, pods: impl IntoIterator<Item = &'a Pod>) -> Option<String> {
+    let uses = |pod: &Pod| {
+        pod.spec
+            .iter()
+            .flat_map(|spec| spec.volumes.iter().flatten())
+            .filter_map(|volume| volume.persistent_volume_claim.as_ref())
+            .any(|source| source.claim_name == claim)
+    };
+    pods.into_iter()
+        .find(|pod| uses(pod) && !PodView::of(pod, pod.labels()).has_ended())
+        .map(ResourceExt::name_any)
+}
+
+pub(super) fn claim_in_use(claim: &str, user: &str) -> String {
+    format!(
+        "PersistentVolumeClaim {claim} is in use by the live run of pod {user}, and the policy does not share claims"
+    )
 }
 
 #[cfg(test)]

@@ -156,6 +156,111 @@ async fn an_owner_of_another_kind_makes_no_pod_the_runs() {
 }
 
 #[tokio::test]
+async fn nothing_starts_before_the_quota_of_its_policy_stands() {
+    let quota = json!({"quota": {"sandboxes": 1}});
+    let said = |status: &str, generation: i64| {
+        json!({"conditions": [{"type": types::QUOTA_READY, "status": status, "reason": "InForce", "message": "m",
+            "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z"}]})
+    };
+    let table = [
+        (json!({}), json!({}), None),
+        (json!({"quota": {"tokens": 5}}), json!({}), None),
+        (quota.clone(), said("True", 3), None),
+        (quota.clone(), json!({}), Some("does not stand yet")),
+        // An edit of the policy is on its way.
+        (quota.clone(), said("True", 2), Some("does not stand yet")),
+        (quota, said("False", 3), Some("is not ready: m")),
+    ];
+    for (spec, status, waits) in table {
+        let server = server();
+        let mut policy = testing::policy(spec.clone());
+        policy.status = Some(serde_json::from_value(status.clone()).unwrap());
+        server.put(
+            "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/default",
+            serde_json::to_value(&policy).unwrap(),
+        );
+        put_network_policy(
+            &server,
+            &network_policy::for_policy("ns", "default", owner_reference(&policy), false),
+        );
+        let context = testing::start(&server).await;
+        let mut sandbox = testing::sandbox(json!({}));
+        // One that is older is told so.
+        sandbox.metadata.creation_timestamp =
+            Some("2025-12-31T00:00:00Z".parse::<Timestamp>().unwrap().into());
+        let world = dereference(&sandbox, &context, now()).await.unwrap();
+        let decision = decide::decide(&world);
+        match waits {
+            None => assert!(
+                matches!(decision.before.as_slice(), [Action::CreatePod(..)]),
+                "{spec} {status}: {decision:?}"
+            ),
+            Some(message) => {
+                assert!(decision.before.is_empty(), "{spec} {status}");
+                let ready = conditions::find(&decision.status.conditions, types::READY).unwrap();
+                assert!(ready.message.contains(message), "{}", ready.message);
+            }
+        }
+    }
+}
+
+/// Two sandboxes whose workspace is the same claim.
+fn sharing(server: &ApiServer) -> [AgentSandbox; 2] {
+    server.put(
+        "/api/v1/namespaces/ns/persistentvolumeclaims/data-1",
+        json!({"kind": "PersistentVolumeClaim", "apiVersion": "v1",
+            "metadata": {"name": "data-1", "labels": {names::LABEL_USABLE: "true"}}}),
+    );
+    ["one", "two"].map(|name| {
+        let mut sandbox =
+            testing::sandbox(json!({"workspace": {"persistentVolumeClaim": {"claimName": "data-1"}}}));
+        sandbox.metadata.name = Some(name.to_owned());
+        sandbox.metadata.uid = Some(format!("{name}111111-2222-3333-4444-555555555555"));
+        server.put(
+            &format!("/apis/agentsandbox.dev/v1alpha1/namespaces/ns/agentsandboxes/{name}"),
+            serde_json::to_value(&sandbox).unwrap(),
+        );
+        sandbox
+    })
+}
+
+#[tokio::test]
+async fn two_runs_that_begin_at_once_do_not_get_one_claim() {
+    for (shared, made) in [(false, 1), (true, 2)] {
+        let server = server();
+        let policy =
+            testing::policy(json!({"workspace": {"persistentVolumeClaims": ["data-1"], "shared": shared}}));
+        server.put(
+            "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/default",
+            serde_json::to_value(&policy).unwrap(),
+        );
+        put_network_policy(
+            &server,
+            &network_policy::for_policy("ns", "default", owner_reference(&policy), false),
+        );
+        let sandboxes = sharing(&server);
+        let context = testing::start(&server).await;
+        // The store of pods stays empty: neither knows of the other.
+        let run = async |sandbox: &AgentSandbox| {
+            let mut world = dereference(sandbox, &context, now()).await.unwrap();
+            let decision = decide::decide(&world);
+            let [Action::CreatePod(run, isolation)] = decision.before.as_slice() else {
+                panic!("{decision:?}");
+            };
+            apply::create_pod(&mut world, run, isolation.clone(), &context)
+                .await
+                .unwrap();
+            (world.pod != PodState::Absent, world.inputs)
+        };
+        let (one, two) = tokio::join!(run(&sandboxes[0]), run(&sandboxes[1]));
+        let runs = [&one, &two].iter().filter(|(made, _)| *made).count();
+        assert_eq!(runs, made, "{one:?} {two:?}");
+        let refused = [&one, &two].iter().filter(|(_, inputs)| inputs.is_err()).count();
+        assert_eq!(refused, 2 - made, "{one:?} {two:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_network_policy_is_ours_by_what_it_says_and_not_by_its_name() {
     let policy = testing::policy(json!({"egress": {"allow": [{"host": "api.github.com"}]}}));
     let ours = |gateway| network_policy::for_policy("ns", "default", owner_reference(&policy), gateway);

@@ -1,5 +1,5 @@
-//! Sweeps pods whose sandbox is gone: takes our finalizer off them, so that neither the garbage collector nor the
-//! deletion of a namespace waits for a result that nobody can read.
+//! Sweeps pods that are no sandbox's run (any more): deletes them and takes our finalizer off, so that none runs unseen,
+//! and that neither the garbage collector nor the deletion of a namespace waits for a result that nobody can read.
 
 use std::sync::Arc;
 
@@ -12,7 +12,9 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
+use crate::build::pod::RunIdentity;
 use crate::context::Context;
+use crate::sandbox::dereference::is_owned;
 use crate::sandbox::{ReconcileError, apply};
 
 /// How often every pod is looked at without any event: a pod event may come before the sandbox's deletion is seen.
@@ -39,24 +41,23 @@ pub async fn sweep(context: Arc<Context>, mut touched: UnboundedReceiver<ObjectR
 }
 
 async fn look_at(pod: &Pod, context: &Context) {
-    // Only deleted pods need us: a pod whose owner is gone is deleted by the garbage collector.
-    if pod.metadata.deletion_timestamp.is_none()
-        || !pod
-            .finalizers()
-            .iter()
-            .any(|name| name == names::FINALIZER_RESULT)
+    if !pod
+        .finalizers()
+        .iter()
+        .any(|name| name == names::FINALIZER_RESULT)
     {
         return;
     }
-    match release_if_orphan(pod, context).await {
-        Ok(true) => info!(pod = pod.name_any(), "released a pod whose sandbox is gone"),
+    match remove_if_orphan(pod, context).await {
+        Ok(true) => info!(pod = pod.name_any(), "let a pod go that is no sandbox's run"),
         Ok(false) => {}
-        Err(error) => warn!(pod = pod.name_any(), %error, "an orphan could not be released, trying again"),
+        Err(error) => warn!(pod = pod.name_any(), %error, "an orphan could not be let go, trying again"),
     }
 }
 
-async fn release_if_orphan(pod: &Pod, context: &Context) -> Result<bool, ReconcileError> {
+async fn remove_if_orphan(pod: &Pod, context: &Context) -> Result<bool, ReconcileError> {
     let namespace = pod.namespace().unwrap_or_default();
+    let is_deleted = pod.metadata.deletion_timestamp.is_some();
     let owner = pod
         .owner_references()
         .iter()
@@ -65,28 +66,47 @@ async fn release_if_orphan(pod: &Pod, context: &Context) -> Result<bool, Reconci
         let cached = context
             .sandboxes
             .get(&ObjectRef::new(&owner.name).within(&namespace));
-        if cached.is_some_and(|sandbox| {
-            sandbox.uid().as_deref() == Some(&owner.uid) && sandbox.metadata.deletion_timestamp.is_none()
-        }) {
+        if cached.as_ref().is_some_and(|sandbox| is_run_of(pod, sandbox)) {
+            return Ok(false);
+        }
+        // A pod whose owner is gone is deleted by the garbage collector.
+        if !is_deleted && !cached.is_some_and(|sandbox| is_of(pod, &sandbox)) {
             return Ok(false);
         }
         // A store may lag behind: the API server has the last word.
         let api: Api<AgentSandbox> = Api::namespaced(context.client.clone(), &namespace);
         let live = context
-            .request(
-                "get",
-                "AgentSandbox",
-                &owner.name,
-                api.get_metadata_opt(&owner.name),
-            )
+            .request("get", "AgentSandbox", &owner.name, api.get_opt(&owner.name))
             .await?;
-        if live.is_some_and(|live| {
-            live.metadata.uid.as_deref() == Some(&owner.uid) && live.metadata.deletion_timestamp.is_none()
-        }) {
+        if live.as_ref().is_some_and(|live| is_run_of(pod, live)) {
             return Ok(false);
         }
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    apply::release(&api, &pod.name_any(), &pod.uid().unwrap_or_default(), context).await?;
+    let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+    if !is_deleted {
+        apply::delete(&api, &name, &uid, context).await?;
+    }
+    apply::release(&api, &name, &uid, context).await?;
     Ok(true)
 }
+
+/// Whether a sandbox that stays owns the pod.
+fn is_of(pod: &Pod, sandbox: &AgentSandbox) -> bool {
+    sandbox.metadata.deletion_timestamp.is_none() && is_owned(pod, &RunIdentity::of(sandbox))
+}
+
+/// Whether it knows the pod too: by its run of now, or by its status. One that it does not know was made just before
+/// `runId` was changed, by an operator that could not write it down any more.
+fn is_run_of(pod: &Pod, sandbox: &AgentSandbox) -> bool {
+    let name = pod.name_any();
+    let recorded = sandbox
+        .status
+        .as_ref()
+        .and_then(|status| status.pod_name.as_ref());
+    is_of(pod, sandbox) && (RunIdentity::of(sandbox).pod_name() == name || recorded == Some(&name))
+}
+
+#[cfg(test)]
+#[path = "orphans_tests.rs"]
+mod tests;

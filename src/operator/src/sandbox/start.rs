@@ -48,6 +48,13 @@ pub(super) fn without_pod(world: &World<'_>) -> Decision {
             );
             return wait(world, reasons::POLICY_NOT_FOUND, message, stalled);
         }
+        PolicyView::Applying => {
+            let message = format!(
+                "the quota of SandboxPolicy {} does not stand yet",
+                world.identity.policy
+            );
+            return wait(world, reasons::POLICY_NOT_READY, message, false);
+        }
         PolicyView::NotReady(why) => {
             let message = format!("SandboxPolicy {} is not ready: {why}", world.identity.policy);
             return wait(world, reasons::POLICY_NOT_READY, message, true);
@@ -122,6 +129,11 @@ fn refused(world: &World<'_>, creation: &Creation) -> Decision {
             Verdict::of_operator(Reason::PodMutated, why.clone(), world.now),
         ),
         Creation::QuotaExceeded(why) => hold(world, reasons::QUOTA_EXCEEDED, why.clone()),
+        Creation::AboveQuota(why) => hold(
+            world,
+            reasons::QUOTA_TOO_SMALL,
+            format!("this sandbox alone is above the namespace's quota: {why}"),
+        ),
         Creation::Refused(why) => hold(world, reasons::POD_REFUSED, why.clone()),
         Creation::NamespaceTerminating => hold(
             world,
@@ -140,12 +152,7 @@ fn reject(world: &World<'_>, rejection: &Rejection) -> Decision {
 
 fn wait(world: &World<'_>, reason: &'static str, message: String, stalled: bool) -> Decision {
     let created = world.sandbox.metadata.creation_timestamp.as_ref();
-    let passing = [
-        reasons::NETWORK_NOT_READY,
-        reasons::GATEWAY_NOT_READY,
-        reasons::POLICY_NOT_FOUND,
-    ];
-    let settles = passing.contains(&reason)
+    let settles = !stalled
         && world.sandbox.status.is_none()
         && created.is_some_and(|created| world.now.duration_since(created.0) < SETTLING);
     if settles {

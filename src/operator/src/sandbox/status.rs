@@ -57,7 +57,7 @@ pub fn compose(world: &World<'_>, stage: &Stage) -> AgentSandboxStatus {
                 _ => Phase::Pending,
             });
             status.reason = Some((*reason).to_owned());
-            let stalled = *reason == reasons::POD_REFUSED;
+            let stalled = [reasons::POD_REFUSED, reasons::QUOTA_TOO_SMALL].contains(reason);
             let mut say = Speaker::new(&mut status, world);
             say.accepted();
             say.unfinished();

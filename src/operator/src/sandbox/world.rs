@@ -25,6 +25,8 @@ pub enum PolicyView {
         /// What it says.
         policy: Box<ValidPolicy>,
     },
+    /// It holds, and its quota does not stand yet.
+    Applying,
     /// It exists and can't be enforced.
     NotReady(String),
     /// It does not exist, or is being deleted.
@@ -58,6 +60,8 @@ pub enum GatewayView {
 pub enum Creation {
     /// The namespace's quota has no room.
     QuotaExceeded(String),
+    /// The namespace's quota would have no room if nothing else ran.
+    AboveQuota(String),
     /// The API server refused it otherwise.
     Refused(String),
     /// A pod of this name exists and is not this run's.

@@ -1,4 +1,4 @@
-//! An API server in memory: it lists, reads, applies, patches and deletes what it was given, and writes down what was
+//! An API server in memory: it lists, reads, creates, applies, patches and deletes what it was given, and writes down what was
 //! asked. Its watches stay silent, so that stores hold what stood when they were filled.
 
 use std::collections::BTreeMap;
@@ -87,6 +87,7 @@ impl ApiServer {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
         let verb = match (method, content_type) {
+            (&Method::POST, _) => "create",
             (&Method::PATCH, "application/apply-patch+yaml") => "apply",
             (&Method::PATCH, _) => "patch",
             (&Method::DELETE, _) => "delete",
@@ -99,6 +100,10 @@ impl ApiServer {
         let sent: Value = serde_json::from_slice(body).unwrap_or_default();
         match verb {
             "delete" => state.delete(path, &sent),
+            "create" => {
+                let name = sent["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                state.write(&format!("{path}/{name}"), sent)
+            }
             _ => state.write(path, sent),
         }
     }
