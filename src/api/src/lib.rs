@@ -7,6 +7,7 @@
 //! * [`step`]: what recorder and supervisor exchange about the steps of a session.
 //! * [`gateway`]: the egress gateway's ports and the registration of recorders at it.
 //! * [`isolation`]: how the isolation level that really holds is told from what was observed.
+//! * [`watched`]: objects as a watch shows them, whoever wrote them.
 //! * [`names`]: labels, annotations, finalizers, paths and environment names that the project owns.
 
 pub mod action;
@@ -24,3 +25,5 @@ pub mod sandbox;
 #[cfg(feature = "crd")]
 mod schema;
 pub mod step;
+#[cfg(feature = "watch")]
+pub mod watched;

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use agentsandbox_api::names;
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::AgentSandbox;
+use agentsandbox_api::watched::Watched;
 use agentsandbox_egress::identity;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -99,10 +100,10 @@ pub async fn run(gateway: Arc<Gateway>, client: Client) {
     let any = watcher::Config::default;
     let policies = follow(
         "SandboxPolicy",
-        Api::<SandboxPolicy>::namespaced(client.clone(), &namespace),
+        Api::namespaced(client.clone(), &namespace),
         any(),
         &gateway,
-        |gateway, change| match change {
+        |gateway, change: Change<SandboxPolicy>| match change {
             Change::Seen(policy) => gateway.policy_seen(&policy.name_any(), &policy.spec),
             Change::Gone { name, .. } => gateway.policy_gone(&name),
             Change::Synced => gateway.readiness.set("policies", true),
@@ -110,10 +111,10 @@ pub async fn run(gateway: Arc<Gateway>, client: Client) {
     );
     let sandboxes = follow(
         "AgentSandbox",
-        Api::<AgentSandbox>::namespaced(client.clone(), &namespace),
+        Api::namespaced(client.clone(), &namespace),
         any(),
         &gateway,
-        |gateway, change| match change {
+        |gateway, change: Change<AgentSandbox>| match change {
             Change::Seen(sandbox) => gateway.sandbox_seen(view_of_sandbox(&sandbox)),
             Change::Gone { name, .. } => gateway.sandbox_gone(&name),
             Change::Synced => gateway.readiness.set("sandboxes", true),
@@ -121,10 +122,10 @@ pub async fn run(gateway: Arc<Gateway>, client: Client) {
     );
     let pods = follow(
         "Pod",
-        Api::<Pod>::namespaced(client, &namespace),
+        Api::namespaced(client, &namespace),
         any().labels(names::LABEL_SANDBOX),
         &gateway,
-        |gateway, change| match change {
+        |gateway, change: Change<Pod>| match change {
             Change::Seen(pod) => match view_of_pod(&pod) {
                 Some(view) => gateway.pod_seen(view),
                 None => gateway.pod_gone(&pod.uid().unwrap_or_default()),
@@ -138,7 +139,7 @@ pub async fn run(gateway: Arc<Gateway>, client: Client) {
 
 async fn follow<K>(
     kind: &'static str,
-    api: Api<K>,
+    api: Api<Watched<K>>,
     config: watcher::Config,
     gateway: &Arc<Gateway>,
     mut apply: impl FnMut(&Arc<Gateway>, Change<K>),
@@ -146,9 +147,7 @@ async fn follow<K>(
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let mut known = Known::default();
-    let stream = watcher(api, config).default_backoff().modify(|object| {
-        object.meta_mut().managed_fields = None;
-    });
+    let stream = watcher(api, config).default_backoff().map_ok(Watched::event);
     let mut stream = std::pin::pin!(stream);
     while let Some(event) = stream.next().await {
         match event {

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 
+use agentsandbox_api::watched::Watched;
 use futures::{Stream, StreamExt, TryStreamExt};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -35,7 +36,7 @@ impl Synced {
 /// An endless stream of touched objects, deleted ones included, kept in a store beside it.
 pub fn watch<K>(
     kind: &'static str,
-    api: Api<K>,
+    api: Api<Watched<K>>,
     config: watcher::Config,
     metrics: Metrics,
     prune: impl FnMut(&mut K) + Send + 'static,
@@ -46,13 +47,10 @@ where
 {
     let (store, writer) = reflector::store();
     let (filled, synced) = sync::watch::channel(false);
-    let mut prune = prune;
     let stream = watcher(api, config)
         .default_backoff()
-        .modify(move |object| {
-            object.meta_mut().managed_fields = None;
-            prune(object);
-        })
+        .map_ok(Watched::event)
+        .modify(prune)
         .reflect(writer)
         .inspect_ok(move |event| {
             if matches!(event, watcher::Event::InitDone) {

@@ -432,6 +432,49 @@ async fn a_foreign_network_policy_that_widens_ours_keeps_sandboxes_from_starting
     harness.finish().await.unwrap();
 }
 
+/// The API server keeps a time of managed fields that it can't be told itself in RFC 3339.
+#[tokio::test]
+async fn who_writes_one_network_policy_ends_the_watch_of_none() {
+    let harness = Harness::start("late").await.unwrap();
+    let foreign: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "late"},
+        "spec": {"podSelector": {"matchLabels": {"app": "none"}}, "policyTypes": ["Ingress"]}}))
+    .unwrap();
+    harness
+        .api()
+        .create(&PostParams::default(), &foreign)
+        .await
+        .unwrap();
+    let entry = |field: &str, value: &str| json!({"op": "replace", "path": format!("/metadata/managedFields/0/{field}"), "value": value});
+    let late = json!([entry("time", "9999-12-31T23:59:59-12:00"), entry("manager", "late"), entry("operation", "Apply"),
+        {"op": "add", "path": "/metadata/annotations", "value": {"late": "yes"}}]);
+    let late = late.to_string();
+    harness
+        .kubectl(&["patch", "networkpolicy", "late", "--type=json", "-p", &late])
+        .unwrap();
+    let shown = harness
+        .kubectl(&[
+            "get",
+            "networkpolicy",
+            "late",
+            "-o",
+            "yaml",
+            "--show-managed-fields",
+        ])
+        .unwrap();
+    assert!(shown.contains("10000-01-01T11:59:59Z"), "{shown}");
+    // Both need network policies that are seen after it: a new namespace's own, and one of somebody else's.
+    harness.usual_policies().await.unwrap();
+    harness.sandbox("a", sleeper("runc", "100")).await.unwrap();
+    harness.running("a").await.unwrap();
+    let widened = json!({"spec": {"podSelector": {"matchLabels": null}, "ingress": [{}]}}).to_string();
+    harness
+        .kubectl(&["patch", "networkpolicy", "late", "--type=merge", "-p", &widened])
+        .unwrap();
+    let ended = harness.finished("a").await.unwrap().result.unwrap();
+    assert_eq!(ended.reason, Some(Reason::NetworkNotIsolated));
+    harness.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn our_network_policies_are_put_right_when_somebody_changes_them() {
     let harness = Harness::start("repair").await.unwrap();
