@@ -466,10 +466,10 @@ async fn who_writes_one_network_policy_ends_the_watch_of_none() {
     harness.usual_policies().await.unwrap();
     harness.sandbox("a", sleeper("runc", "100")).await.unwrap();
     harness.running("a").await.unwrap();
-    let widened = json!({"spec": {"podSelector": {"matchLabels": null}, "ingress": [{}]}}).to_string();
-    harness
-        .kubectl(&["patch", "networkpolicy", "late", "--type=merge", "-p", &widened])
-        .unwrap();
+    let wide: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "wide"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]}}))
+    .unwrap();
+    harness.api().create(&PostParams::default(), &wide).await.unwrap();
     let ended = harness.finished("a").await.unwrap().result.unwrap();
     assert_eq!(ended.reason, Some(Reason::NetworkNotIsolated));
     harness.finish().await.unwrap();
