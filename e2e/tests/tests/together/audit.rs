@@ -87,6 +87,15 @@ async fn harness(test: &str) -> Harness {
 /// Each runtime class, and by which means actions are captured there.
 const MEANS: [(&str, Means); 2] = [("runc", Means::SeccompNotify), ("gvisor", Means::Ptrace)];
 
+fn isolation(class: &str) -> Value {
+    let minimum = if class == "runc" {
+        "Container"
+    } else {
+        "UserspaceKernel"
+    };
+    json!({"runtimeClassName": class, "minimum": minimum})
+}
+
 #[tokio::test]
 async fn a_runs_actions_are_told_in_order() {
     let harness = harness("actions").await;
@@ -214,7 +223,14 @@ async fn nothing_reaches_process_one_or_its_log() {
 async fn a_flood_leaves_room_for_what_matters_and_is_counted() {
     let harness = harness("flood").await;
     for (class, _) in MEANS {
-        let logged = run(&harness, class, "flood.py", &["20000"]).await;
+        // Twenty thousand traced system calls take their time on a busy machine.
+        let spec = json!({
+            "isolation": isolation(class),
+            "defaults": {"resources": {"cpu": "400m", "memory": "128Mi", "processes": 64}, "limits": {"runtimeSeconds": 150}},
+        });
+        let policy = format!("patient-{class}");
+        harness.policy(&policy, spec).await.unwrap();
+        let logged = run(&harness, &policy, "flood.py", &["20000"]).await;
         let reason = logged.status.result.clone().unwrap().reason;
         assert_eq!(reason, Some(Reason::Completed), "{class}");
         let counted = logged.audit.suppressed;
@@ -252,7 +268,7 @@ async fn who_exhausts_what_there_is_silences_nothing() {
         ] {
             let name = format!("{resource}-{class}");
             let spec = json!({
-                "isolation": {"runtimeClassName": class, "minimum": if class == "runc" { "Container" } else { "UserspaceKernel" }},
+                "isolation": isolation(class),
                 "defaults": {"resources": {"cpu": "200m", "memory": memory, "processes": 64}, "limits": {"runtimeSeconds": 60}},
             });
             harness.policy(&name, spec).await.unwrap();
@@ -270,7 +286,11 @@ async fn who_exhausts_what_there_is_silences_nothing() {
             let before = logged.place(&json!({"activity": "exec", "argv": ["true", "before-all"]}));
             if is_told {
                 let warning = logged.place(&json!({"activity": "warning", "resource": resource}));
-                let end = logged.place(&json!({"activity": "end", "reason": reason}));
+                // Where the kernel ends process 1 as well, the recorder knows only that it is gone.
+                let told = &logged.of("end")[0]["reason"];
+                let is_gone = resource == "memory" && *told == json!(Reason::SandboxLost);
+                assert!(is_gone || *told == json!(reason), "{name}: {told}");
+                let end = logged.place(&json!({"activity": "end"}));
                 assert!(before < warning && warning < end, "{name}: {:#?}", logged.records);
                 assert_eq!(
                     end + 1,
@@ -286,10 +306,10 @@ async fn who_exhausts_what_there_is_silences_nothing() {
 #[tokio::test]
 async fn who_hides_is_counted_and_ended_where_the_policy_demands_capture() {
     let harness = harness("hidden").await;
-    for (class, minimum) in [("runc", "Container"), ("gvisor", "UserspaceKernel")] {
+    for (class, _) in MEANS {
         let name = format!("audited-{class}");
         let spec = json!({
-            "isolation": {"runtimeClassName": class, "minimum": minimum},
+            "isolation": isolation(class),
             "defaults": {"resources": {"cpu": "200m", "memory": "128Mi"}, "limits": {"runtimeSeconds": 60}},
             "audit": {"require": {"commands": true, "files": true, "network": true}},
         });
