@@ -10,6 +10,7 @@ use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus};
 use cluster::Cluster;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource, ResourceExt};
@@ -69,6 +70,16 @@ pub struct Harness {
     pub client: Client,
     /// The namespace.
     pub namespace: String,
+}
+
+/// What a policy says to get a runtime class of the cluster and to demand what that gives.
+#[must_use]
+pub fn isolation(runtime_class: &str) -> Value {
+    let minimum = match runtime_class {
+        "runc" => "Container",
+        _ => "UserspaceKernel",
+    };
+    json!({"runtimeClassName": runtime_class, "minimum": minimum})
 }
 
 impl Harness {
@@ -157,11 +168,20 @@ impl Harness {
         .await
     }
 
+    /// Creates a network policy.
+    pub async fn network_policy(&self, name: &str, spec: Value) -> Result<NetworkPolicy> {
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        Ok(self
+            .api()
+            .create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?)
+    }
+
     /// The policies most tests use: `gvisor` and `runc`, each demanding what it gives.
     pub async fn usual_policies(&self) -> Result<()> {
-        for (name, minimum) in [("gvisor", "UserspaceKernel"), ("runc", "Container")] {
+        for name in ["gvisor", "runc"] {
             self.policy(name, json!({
-                "isolation": {"runtimeClassName": name, "minimum": minimum},
+                "isolation": isolation(name),
                 "defaults": {"resources": {"cpu": "200m", "memory": "128Mi", "ephemeralStorage": "128Mi", "processes": 64},
                              "limits": {"runtimeSeconds": 60}},
             }))

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
+use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
-use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 /// An object without its managed fields, which are not even read.
@@ -37,12 +37,6 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Watched<K> {
             metadata.remove("managedFields");
         }
         K::deserialize(object).map(Self).map_err(D::Error::custom)
-    }
-}
-
-impl<K: Serialize> Serialize for Watched<K> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
     }
 }
 

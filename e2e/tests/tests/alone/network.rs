@@ -3,7 +3,6 @@
 use e2e::Harness;
 use e2e::harness::name_of;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
 
@@ -57,10 +56,13 @@ async fn exit_codes(harness: &Harness, prefix: &str) -> Vec<i32> {
 #[tokio::test]
 async fn a_denied_pod_gets_nothing_through_from_its_first_packet_on() {
     let harness = Harness::start("first-packet").await.unwrap();
-    let deny: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "deny"},
-        "spec": {"podSelector": {"matchLabels": {"denied": "yes"}}, "policyTypes": ["Ingress", "Egress"]}}))
-    .unwrap();
-    harness.api().create(&PostParams::default(), &deny).await.unwrap();
+    harness
+        .network_policy(
+            "deny",
+            json!({"podSelector": {"matchLabels": {"denied": "yes"}}, "policyTypes": ["Ingress", "Egress"]}),
+        )
+        .await
+        .unwrap();
     // The control: the same dial from a pod that nothing denies gets through, so silence means denial.
     for class in ["runc", "gvisor"] {
         for (index, target) in ["172.30.0.10:443", "10.96.0.1:443"].iter().enumerate() {

@@ -8,9 +8,8 @@ use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
 use e2e::harness::{OPERATOR_NAMESPACE, is};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 /// Ends every replica at once, as a crash of its node would.
@@ -247,12 +246,11 @@ async fn a_network_that_opens_during_a_run_is_seen_from_inside() {
         })
         .await
         .unwrap();
-    let opening: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "opening"},
-        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}}))
-    .unwrap();
     harness
-        .api()
-        .create(&PostParams::default(), &opening)
+        .network_policy(
+            "opening",
+            json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}),
+        )
         .await
         .unwrap();
     for policy in ["runc", "gvisor"] {

@@ -7,6 +7,7 @@ use agentsandbox_api::sandbox::EgressDenial;
 use e2e::Harness;
 use e2e::burn::{COST, RESERVATION, count, namespace};
 use e2e::egress::{Journal, SDK_IMAGE};
+use e2e::harness::isolation;
 use e2e::steps::Session;
 use serde_json::{Value, json};
 
@@ -115,9 +116,9 @@ async fn session(harness: &Harness, name: &str, steps: u32) -> Session {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sessions_steps_and_model_requests_spend_one_budget() {
-    for (runtime, minimum) in [("gvisor", "UserspaceKernel"), ("runc", "Container")] {
-        let isolation = json!({"isolation": {"runtimeClassName": runtime, "minimum": minimum}});
-        let (harness, host) = namespace(&format!("session-{runtime}"), isolation).await.unwrap();
+    for runtime in ["gvisor", "runc"] {
+        let more = json!({"isolation": isolation(runtime)});
+        let (harness, host) = namespace(&format!("session-{runtime}"), more).await.unwrap();
         let journal = Journal::open(&harness);
         let steps = session(&harness, "shared", 6).await;
         let burn = |requests| ["step", "--", "python3", "burn.py", "chat", &host, "1", requests];

@@ -5,7 +5,7 @@ use agentsandbox_api::names;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandboxStatus, AuditStatus};
 use e2e::Harness;
-use e2e::harness::repository;
+use e2e::harness::{isolation, repository};
 use serde_json::{Value, json};
 
 /// A run that has ended: its status, and its log by lines.
@@ -86,15 +86,6 @@ async fn harness(test: &str) -> Harness {
 
 /// Each runtime class, and by which means actions are captured there.
 const MEANS: [(&str, Means); 2] = [("runc", Means::SeccompNotify), ("gvisor", Means::Ptrace)];
-
-fn isolation(class: &str) -> Value {
-    let minimum = if class == "runc" {
-        "Container"
-    } else {
-        "UserspaceKernel"
-    };
-    json!({"runtimeClassName": class, "minimum": minimum})
-}
 
 #[tokio::test]
 async fn a_runs_actions_are_told_in_order() {

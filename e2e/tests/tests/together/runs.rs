@@ -395,12 +395,11 @@ async fn a_foreign_network_policy_that_widens_ours_keeps_sandboxes_from_starting
     harness.usual_policies().await.unwrap();
     harness.sandbox("before", sleeper("runc", "100")).await.unwrap();
     harness.running("before").await.unwrap();
-    let foreign: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "allow-everything"},
-        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}}))
-    .unwrap();
     harness
-        .api()
-        .create(&PostParams::default(), &foreign)
+        .network_policy(
+            "allow-everything",
+            json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}),
+        )
         .await
         .unwrap();
     let before = harness.finished("before").await.unwrap().result.unwrap();
@@ -436,12 +435,11 @@ async fn a_foreign_network_policy_that_widens_ours_keeps_sandboxes_from_starting
 #[tokio::test]
 async fn who_writes_one_network_policy_ends_the_watch_of_none() {
     let harness = Harness::start("late").await.unwrap();
-    let foreign: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "late"},
-        "spec": {"podSelector": {"matchLabels": {"app": "none"}}, "policyTypes": ["Ingress"]}}))
-    .unwrap();
     harness
-        .api()
-        .create(&PostParams::default(), &foreign)
+        .network_policy(
+            "late",
+            json!({"podSelector": {"matchLabels": {"app": "none"}}, "policyTypes": ["Ingress"]}),
+        )
         .await
         .unwrap();
     let entry = |field: &str, value: &str| json!({"op": "replace", "path": format!("/metadata/managedFields/0/{field}"), "value": value});
@@ -466,10 +464,13 @@ async fn who_writes_one_network_policy_ends_the_watch_of_none() {
     harness.usual_policies().await.unwrap();
     harness.sandbox("a", sleeper("runc", "100")).await.unwrap();
     harness.running("a").await.unwrap();
-    let wide: NetworkPolicy = serde_json::from_value(json!({"metadata": {"name": "wide"},
-        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]}}))
-    .unwrap();
-    harness.api().create(&PostParams::default(), &wide).await.unwrap();
+    harness
+        .network_policy(
+            "wide",
+            json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]}),
+        )
+        .await
+        .unwrap();
     let ended = harness.finished("a").await.unwrap().result.unwrap();
     assert_eq!(ended.reason, Some(Reason::NetworkNotIsolated));
     harness.finish().await.unwrap();

@@ -30,23 +30,14 @@ pub async fn create_pod(
     context: &Context,
 ) -> Result<(), ReconcileError> {
     // One at a time, from the look at who uses the claim to the pod that does.
-    let _turn = match run.claim.as_deref().filter(|_| !run.claim_shared) {
-        None => None,
-        Some(claim) => {
-            let turn = context.claims.lock().await;
-            let listed = ListParams::default().labels(names::LABEL_SANDBOX);
-            let live = context
-                .request("list", "Pod", claim, pods(world, context).list(&listed))
-                .await?;
-            let name = world.identity.pod_name();
-            let others = live.iter().filter(|pod| pod.name_any() != name);
-            if let Some(user) = claim_user(claim, others) {
-                world.inputs = Err(claim_in_use(claim, &user));
-                return Ok(());
-            }
-            Some(turn)
+    let mut turn = None;
+    if let Some(claim) = run.claim.as_deref().filter(|_| !run.claim_shared) {
+        turn = Some(context.claims.lock().await);
+        if let Some(user) = live_claim_user(claim, world, context).await? {
+            world.inputs = Err(claim_in_use(claim, &user));
+            return Ok(());
         }
-    };
+    }
     confirm_unfinished(world, context).await?;
     let built = pod::build(&world.identity, run, isolation, &context.facts, &context.config);
     let name = world.identity.pod_name();
@@ -80,8 +71,26 @@ pub async fn create_pod(
             None => return Err(error.into()),
         },
     };
+    drop(turn);
     world.pod = PodState::Present(Box::new(PodView::of(&live, &world.identity.labels())));
     Ok(())
+}
+
+/// The other live run that uses a claim, as the API server knows it.
+async fn live_claim_user(
+    claim: &str,
+    world: &World<'_>,
+    context: &Context,
+) -> Result<Option<String>, ReconcileError> {
+    let of_sandboxes = ListParams::default().labels(names::LABEL_SANDBOX);
+    let live = context
+        .request("list", "Pod", claim, pods(world, context).list(&of_sandboxes))
+        .await?;
+    let name = world.identity.pod_name();
+    Ok(claim_user(
+        claim,
+        live.iter().filter(|pod| pod.name_any() != name),
+    ))
 }
 
 /// What is wrong with a pod that was there already.

@@ -30,11 +30,10 @@ pub async fn dereference<'a>(
     now: Timestamp,
 ) -> Result<World<'a>, ReconcileError> {
     let identity = RunIdentity::of(sandbox);
-    let (namespace, policy_name) = (identity.namespace.clone(), identity.policy.clone());
     let policy_object = context
         .policies
-        .get(&ObjectRef::new(&policy_name).within(&namespace));
-    let policy = policy_view(policy_object.as_deref(), &policy_name, context);
+        .get(&ObjectRef::new(&identity.policy).within(&identity.namespace));
+    let policy = policy_view(policy_object.as_deref(), &identity.policy, context);
     let pod = find_pod(sandbox, &identity, context).await?;
     let node = node_of(sandbox, &pod, context);
     let runtime_handler = match &policy {
@@ -52,7 +51,7 @@ pub async fn dereference<'a>(
     } else {
         Ok(())
     };
-    let behind_in_queue = waits && is_behind(sandbox, &namespace, context);
+    let behind_in_queue = waits && is_behind(sandbox, &identity.namespace, context);
     let node_kernels: BTreeSet<String> = context
         .nodes
         .state()

@@ -30,6 +30,20 @@ fn put_network_policy(server: &ApiServer, policy: &impl serde::Serialize) {
     server.put(&path, policy);
 }
 
+fn put_policy(server: &ApiServer, policy: &SandboxPolicy) {
+    server.put(
+        "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/default",
+        serde_json::to_value(policy).unwrap(),
+    );
+}
+
+/// A policy without egress, with its network policy.
+fn put_closed_policy(server: &ApiServer, policy: &SandboxPolicy) {
+    put_policy(server, policy);
+    let network_policy = network_policy::for_policy("ns", "default", owner_reference(policy), false);
+    put_network_policy(server, &network_policy);
+}
+
 fn now() -> Timestamp {
     "2026-01-01T00:00:05Z".parse().unwrap()
 }
@@ -175,14 +189,7 @@ async fn nothing_starts_before_the_quota_of_its_policy_stands() {
         let server = server();
         let mut policy = testing::policy(spec.clone());
         policy.status = Some(serde_json::from_value(status.clone()).unwrap());
-        server.put(
-            "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/default",
-            serde_json::to_value(&policy).unwrap(),
-        );
-        put_network_policy(
-            &server,
-            &network_policy::for_policy("ns", "default", owner_reference(&policy), false),
-        );
+        put_closed_policy(&server, &policy);
         let context = testing::start(&server).await;
         let mut sandbox = testing::sandbox(json!({}));
         // One that is older is told so.
@@ -230,14 +237,7 @@ async fn two_runs_that_begin_at_once_do_not_get_one_claim() {
         let server = server();
         let policy =
             testing::policy(json!({"workspace": {"persistentVolumeClaims": ["data-1"], "shared": shared}}));
-        server.put(
-            "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/default",
-            serde_json::to_value(&policy).unwrap(),
-        );
-        put_network_policy(
-            &server,
-            &network_policy::for_policy("ns", "default", owner_reference(&policy), false),
-        );
+        put_closed_policy(&server, &policy);
         let sandboxes = sharing(&server);
         let context = testing::start(&server).await;
         // The store of pods stays empty: neither knows of the other.
@@ -291,10 +291,7 @@ async fn a_network_policy_is_ours_by_what_it_says_and_not_by_its_name() {
     ];
     for (network_policy, expected) in table {
         let server = server();
-        server.put(
-            "/apis/agentsandbox.dev/v1alpha1/namespaces/ns/sandboxpolicies/default",
-            serde_json::to_value(&policy).unwrap(),
-        );
+        put_policy(&server, &policy);
         put_network_policy(&server, &closed());
         put_network_policy(&server, &network_policy);
         let context = testing::start(&server).await;

@@ -96,7 +96,7 @@ fn is_of(pod: &Pod, sandbox: &AgentSandbox) -> bool {
     sandbox.metadata.deletion_timestamp.is_none() && is_owned(pod, &RunIdentity::of(sandbox))
 }
 
-/// Whether it knows the pod too: by its run of now, or by its status. One that it does not know was made just before
+/// Whether it knows the pod too: by its status, or by its run of now. One that it does not know was made just before
 /// `runId` was changed, by an operator that could not write it down any more.
 fn is_run_of(pod: &Pod, sandbox: &AgentSandbox) -> bool {
     let name = pod.name_any();
@@ -104,7 +104,7 @@ fn is_run_of(pod: &Pod, sandbox: &AgentSandbox) -> bool {
         .status
         .as_ref()
         .and_then(|status| status.pod_name.as_ref());
-    is_of(pod, sandbox) && (RunIdentity::of(sandbox).pod_name() == name || recorded == Some(&name))
+    is_of(pod, sandbox) && (recorded == Some(&name) || RunIdentity::of(sandbox).pod_name() == name)
 }
 
 #[cfg(test)]

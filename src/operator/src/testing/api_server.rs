@@ -1,5 +1,5 @@
-//! An API server in memory: it lists, reads, creates, applies, patches and deletes what it was given, and writes down what was
-//! asked. Its watches stay silent, so that stores hold what stood when they were filled.
+//! An API server in memory: it lists, reads, creates, applies, patches and deletes what it was given, and writes down
+//! what was asked. Its watches stay silent, so that stores hold what stood when they were filled.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
