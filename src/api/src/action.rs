@@ -278,6 +278,25 @@ impl Action {
             | Self::Suppressed { .. } => 6002,
         }
     }
+
+    /// Bytes of its texts: nearly all the memory that it takes.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let all = |texts: &[String]| texts.iter().map(String::len).sum::<usize>();
+        match self {
+            Self::Exec { path, argv, .. } | Self::Foreign { path, argv, .. } => path.len() + all(argv),
+            Self::Open { path, .. }
+            | Self::Remove { path, .. }
+            | Self::MakeFolder { path, .. }
+            | Self::Change { path, .. } => path.len(),
+            Self::Rename { path, to, .. } => path.len() + to.len(),
+            Self::Connect { address, .. } => address.len(),
+            Self::Refused { call, .. } => call.len(),
+            Self::Step { argv, .. } => all(argv),
+            Self::StepRefused { argv, reason } => all(argv) + reason.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// The action log of a run in figures; part of the completion record and of the live state.

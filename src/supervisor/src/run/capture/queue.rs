@@ -12,7 +12,7 @@ use crate::sys::now_ms;
 
 /// Most records that wait.
 const RECORDS_MAX: usize = 4096;
-/// Most bytes of them, as JSON.
+/// Most bytes of their texts.
 const BYTES_MAX: usize = 1 << 20;
 /// From this share on the main loop is woken, in percent.
 const WAKE_PERCENT: usize = 25;
@@ -27,8 +27,8 @@ pub struct Queue {
 
 #[derive(Default)]
 struct State {
-    /// Each with its length as JSON.
-    waiting: VecDeque<(Seen, usize)>,
+    waiting: VecDeque<Seen>,
+    /// Of their texts.
     bytes: usize,
     closed: bool,
     figures: Figures,
@@ -60,13 +60,13 @@ impl Queue {
 
     /// Adds what was seen now; once closed, counts it as lost.
     pub fn push(&self, action: Action) {
-        let (seen, length) = measured(action);
+        let at_ms = now_ms();
         let mut state = self.state();
         if state.closed {
             state.figures.lost += 1;
             return;
         }
-        state.add(seen, length);
+        state.add(Seen { at_ms, action });
         let much = state.bytes * 100 > BYTES_MAX * WAKE_PERCENT;
         if much || state.waiting.len() * 100 > RECORDS_MAX * WAKE_PERCENT {
             self.bell.ring();
@@ -79,24 +79,28 @@ impl Queue {
         !state.closed && (state.waiting.len() >= RECORDS_MAX || state.bytes >= BYTES_MAX)
     }
 
-    /// Takes what fits into so many bytes, the oldest first; one record in any case.
+    /// Takes what fits into so many bytes of JSON, the oldest first; one record in any case.
     pub fn take(&self, bytes: usize) -> Vec<Seen> {
         let (mut taken, mut room) = (Vec::new(), bytes);
-        let mut state = self.state();
-        while let Some((_, length)) = state.waiting.front() {
-            if *length > room && !taken.is_empty() {
+        // They are measured while others may push: nobody whose call is looked at waits for it.
+        while let Some(seen) = self.next() {
+            let length = json_bytes(&seen);
+            if length > room && !taken.is_empty() {
+                self.state().put_back(seen);
                 break;
             }
-            room = room.saturating_sub(*length);
-            if let Some((seen, length)) = state.waiting.pop_front() {
-                state.bytes -= length;
-                taken.push(seen);
-            }
+            room = room.saturating_sub(length);
+            taken.push(seen);
         }
+        let state = self.state();
         if state.waiting.is_empty() {
             self.bell.hush();
         }
         taken
+    }
+
+    fn next(&self) -> Option<Seen> {
+        self.state().next()
     }
 
     /// Whether nothing waits.
@@ -159,14 +163,29 @@ impl Queue {
     }
 }
 
-fn measured(action: Action) -> (Seen, usize) {
-    let seen = Seen {
-        at_ms: now_ms(),
-        action,
-    };
+impl State {
+    fn add(&mut self, seen: Seen) {
+        self.bytes += seen.action.text_bytes();
+        self.waiting.push_back(seen);
+    }
+
+    fn next(&mut self) -> Option<Seen> {
+        let seen = self.waiting.pop_front()?;
+        self.bytes -= seen.action.text_bytes();
+        Some(seen)
+    }
+
+    /// The one that was taken last.
+    fn put_back(&mut self, seen: Seen) {
+        self.bytes += seen.action.text_bytes();
+        self.waiting.push_front(seen);
+    }
+}
+
+fn json_bytes(seen: &Seen) -> usize {
     let mut length = Length(0);
-    let _ = serde_json::to_writer(&mut length, &seen);
-    (seen, length.0)
+    let _ = serde_json::to_writer(&mut length, seen);
+    length.0
 }
 
 /// Counts what is written.
@@ -180,13 +199,6 @@ impl std::io::Write for Length {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-impl State {
-    fn add(&mut self, seen: Seen, length: usize) {
-        self.bytes += length;
-        self.waiting.push_back((seen, length));
     }
 }
 
