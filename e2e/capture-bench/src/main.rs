@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
-use work::{Chain, Work};
+use work::Work;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -34,9 +34,6 @@ struct Cli {
     /// Become the supervisor, where nothing can be captured.
     #[arg(long, hide = true)]
     uncaptured: bool,
-    /// Go on executing.
-    #[arg(long, hide = true)]
-    chain: Option<Chain>,
     /// Measure; already in namespaces of its own.
     #[arg(long, hide = true)]
     inside: bool,
@@ -47,10 +44,8 @@ const SCRATCH: &str = "mount -t tmpfs none /tmp && ip link set lo up && exec \"$
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let say = |took: std::time::Duration| println!("{}", took.as_nanos());
     let done = match (&cli.work, &cli.supervisor) {
-        _ if let Some(chain) = cli.chain => chain.go_on().map(say),
-        (Some(work), _) => work.run().map(say),
+        (Some(work), _) => work.run().map(|took| println!("{}", took.as_nanos())),
         (None, Some(supervisor)) if cli.uncaptured => uncaptured::supervise(supervisor),
         (None, Some(supervisor)) if cli.inside => recorder::compare(supervisor, cli.rounds, cli.only),
         (None, Some(supervisor)) => in_namespaces(supervisor, cli.rounds, cli.only),
