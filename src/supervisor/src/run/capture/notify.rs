@@ -12,7 +12,7 @@ use agentsandbox_api::action::{Action, Basis};
 
 use super::launch::Launching;
 use super::queue::Queue;
-use super::read::{self, Image, OfThread};
+use super::read::{self, Image, OfThread, Pages};
 use super::see::{self, Sight};
 use super::sys::{Alarm, Listener, Notification};
 use super::{ROOM_EVERY, STACK_BYTES};
@@ -65,9 +65,10 @@ pub fn begin(listener: Listener, queue: &Arc<Queue>, launching: Arc<Launching>) 
     let served = later.clone();
     thread().spawn(move || served.serve())?;
     thread().spawn(move || {
-        let notifier = Notifier {
+        let mut notifier = Notifier {
             later: &later,
             launching: &launching,
+            pages: Pages::default(),
         };
         let error = notifier.serve();
         later
@@ -82,11 +83,12 @@ pub fn begin(listener: Listener, queue: &Arc<Queue>, launching: Arc<Launching>) 
 struct Notifier<'a> {
     later: &'a Later,
     launching: &'a Launching,
+    pages: Pages,
 }
 
 impl Notifier<'_> {
     /// Looks at calls until none can come any more; why.
-    fn serve(&self) -> io::Error {
+    fn serve(&mut self) -> io::Error {
         loop {
             match self.later.listener.receive() {
                 Ok(Some(notification)) => self.look(&notification),
@@ -96,7 +98,7 @@ impl Notifier<'_> {
         }
     }
 
-    fn look(&self, notification: &Notification) {
+    fn look(&mut self, notification: &Notification) {
         let Later { listener, queue, .. } = self.later;
         let thread = notification.thread;
         // The thread that starts processes is filtered as they are.
@@ -116,7 +118,7 @@ impl Notifier<'_> {
                 .map_or_else(|| read::process_of(thread), |_| thread),
             is_traced: false,
         };
-        let refuse = match see::look(&OfThread(thread), &call) {
+        let refuse = match see::look(&OfThread(thread), &mut self.pages, &call) {
             Ok(Sight::Seen(actions)) => {
                 // Else its process is gone, and what was read may be another's.
                 if listener.is_valid(notification) {

@@ -1,6 +1,5 @@
 //! Bounded reads of what another process passes to the kernel. Everything read is the adversary's.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 
@@ -19,6 +18,8 @@ const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = PAGE_BYTES as u64;
 /// So many pages are read ahead for one system call at most.
 const PAGES_MAX: usize = 32;
+/// Pages that are no farther apart are read with those between.
+const PAGES_NEAR: u64 = 4;
 /// Most texts are short.
 const FIRST_PIECE: usize = 256;
 const AT_FDCWD: i32 = libc::AT_FDCWD;
@@ -49,53 +50,74 @@ impl Memory for OfThread {
     }
 }
 
+/// Room for pages, kept from one system call to the next: to get it anew costs more than to fill it.
+#[derive(Default)]
+pub struct Pages {
+    /// Where those begin that were read.
+    known: Vec<u64>,
+    bytes: Vec<u8>,
+}
+
 /// Memory of which some pages were read before: a system call costs more than what it copies, and what a call's arguments
 /// lead to mostly lies together.
 pub struct Ahead<'a, M> {
     memory: &'a M,
-    pages: RefCell<Vec<(u64, Box<[u8; PAGE_BYTES]>)>>,
+    pages: &'a mut Pages,
 }
 
 impl<'a, M: Memory> Ahead<'a, M> {
     /// Nothing was read yet.
-    pub fn of(memory: &'a M) -> Self {
-        Self {
-            memory,
-            pages: RefCell::default(),
-        }
+    pub fn of(memory: &'a M, pages: &'a mut Pages) -> Self {
+        pages.known.clear();
+        Self { memory, pages }
     }
 
-    /// Reads the pages of these addresses in one go; what can't be read is left to who wants it.
-    pub fn read_ahead(&self, addresses: &[u64]) {
-        let mut pages = self.pages.borrow_mut();
-        let mut wanted: Vec<(u64, usize)> = Vec::new();
-        for page in addresses.iter().map(|address| address - address % PAGE) {
-            let is_known = pages.iter().any(|(known, _)| *known == page);
-            let is_wanted = wanted.iter().any(|(wanted, _)| *wanted == page);
-            if !is_known && !is_wanted && pages.len() + wanted.len() < PAGES_MAX {
-                wanted.push((page, PAGE_BYTES));
+    /// Reads the pages of these addresses in one go, and what lies between them if that is little; what can't be read is
+    /// left to who wants it.
+    pub fn read_ahead(&mut self, addresses: &[u64]) {
+        let Pages { known, bytes } = &mut *self.pages;
+        let mut wanted: Vec<u64> = addresses.iter().map(|address| address - address % PAGE).collect();
+        if let (Some(first), Some(last)) = (wanted.iter().min(), wanted.iter().max())
+            && last - first < PAGES_NEAR * PAGE
+        {
+            wanted = (*first..=*last).step_by(PAGE_BYTES).collect();
+        }
+        let mut pieces: Vec<(u64, usize)> = Vec::new();
+        for page in wanted {
+            let is_wanted = pieces.iter().any(|(wanted, _)| *wanted == page);
+            if !known.contains(&page) && !is_wanted && known.len() + pieces.len() < PAGES_MAX {
+                pieces.push((page, PAGE_BYTES));
             }
         }
-        if wanted.is_empty() {
+        if pieces.is_empty() {
             return;
         }
-        let mut bytes = vec![0; wanted.len() * PAGE_BYTES];
-        let read = self.memory.read_pieces(&wanted, &mut bytes).unwrap_or_default();
-        let (whole, _) = bytes[..read].as_chunks();
-        let found = wanted.iter().zip(whole);
-        pages.extend(found.map(|((page, _), bytes)| (*page, Box::new(*bytes))));
+        let begin = known.len() * PAGE_BYTES;
+        let end = begin + pieces.len() * PAGE_BYTES;
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        let read = self.memory.read_pieces(&pieces, &mut bytes[begin..end]);
+        let whole = read.unwrap_or_default() / PAGE_BYTES;
+        known.extend(pieces.iter().take(whole).map(|(page, _)| *page));
+    }
+
+    /// What was read from an address on, if its page was and holds so much.
+    fn known(&self, address: u64, length: usize) -> Option<&[u8]> {
+        let within = address % PAGE;
+        let page = self
+            .pages
+            .known
+            .iter()
+            .position(|page| *page == address - within)?;
+        let page = self.pages.bytes.chunks_exact(PAGE_BYTES).nth(page)?;
+        page.get(usize::try_from(within).ok()?..)?.get(..length)
     }
 }
 
 impl<M: Memory> Memory for Ahead<'_, M> {
     fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
-        let pages = self.pages.borrow();
-        let page = pages.iter().find(|(page, _)| *page == address - address % PAGE);
-        let known = page.and_then(|(page, bytes)| {
-            let begin = usize::try_from(address - page).ok()?;
-            bytes[begin..].get(..into.len())
-        });
-        match known {
+        match self.known(address, into.len()) {
             Some(bytes) => {
                 into.copy_from_slice(bytes);
                 Ok(into.len())
@@ -135,7 +157,7 @@ pub fn text(memory: &impl Memory, address: u64, longest: usize) -> io::Result<Te
 
 /// A vector of texts, at most so many bytes in all; and whether there was more.
 pub fn texts(
-    memory: &Ahead<'_, impl Memory>,
+    memory: &mut Ahead<'_, impl Memory>,
     address: u64,
     longest: usize,
 ) -> io::Result<(Vec<String>, bool)> {
@@ -346,11 +368,10 @@ pub fn program(pid: u32) -> io::Result<(String, bool)> {
 
 /// Arguments as `/proc` has them, and one byte more than are kept.
 fn command_line(pid: u32) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; ARGV_MAX + 1];
+    let mut bytes = [0; ARGV_MAX + 1];
     // The kernel gives all that there is room for at once.
     let length = File::open(format!("/proc/{pid}/cmdline"))?.read(&mut bytes)?;
-    bytes.truncate(length);
-    Ok(bytes)
+    Ok(bytes[..length].to_vec())
 }
 
 /// Arguments as a process holds them, and one byte more than are kept.
@@ -442,7 +463,7 @@ mod tests {
         let mut bytes: Vec<u8> = (0..10_000).flat_map(|_| 8192_u64.to_ne_bytes()).collect();
         bytes[..2].copy_from_slice(b"a\0");
         let vector = Fake { base: 8192, bytes };
-        let (found, cut) = texts(&Ahead::of(&vector), 8192 + 8, TEXT_MAX).unwrap();
+        let (found, cut) = texts(&mut Ahead::of(&vector, &mut Pages::default()), 8192 + 8, TEXT_MAX).unwrap();
         assert_eq!((found.len(), cut), (ARGUMENTS_MAX, true));
     }
 
@@ -458,8 +479,9 @@ mod tests {
         let (first, across, missing, long) = (2 * PAGE, 3 * PAGE - 4, 9 * PAGE, 2 * PAGE + 100);
         let found = |text: io::Result<Text>| text.map(|text| (text.bytes, text.cut)).ok();
         // What comes after a page that can't be read is read when it is wanted.
+        let mut pages = Pages::default();
         for order in [[first, across, missing, long], [missing, long, across, first]] {
-            let ahead = Ahead::of(&memory);
+            let mut ahead = Ahead::of(&memory, &mut pages);
             ahead.read_ahead(&order);
             for address in order {
                 assert_eq!(
@@ -472,7 +494,7 @@ mod tests {
             base: 2 * PAGE,
             bytes: Vec::new(),
         };
-        let ahead = Ahead::of(&memory);
+        let mut ahead = Ahead::of(&memory, &mut pages);
         ahead.read_ahead(&[first]);
         let kept = Ahead {
             memory: &nothing,
@@ -490,7 +512,12 @@ mod tests {
         let argument = c"--flag".as_ptr() as u64;
         let vector = [argument, argument, 0];
         let me = OfThread(sys::thread());
-        let (found, cut) = texts(&Ahead::of(&me), vector.as_ptr() as u64, TEXT_MAX).unwrap();
+        let (found, cut) = texts(
+            &mut Ahead::of(&me, &mut Pages::default()),
+            vector.as_ptr() as u64,
+            TEXT_MAX,
+        )
+        .unwrap();
         assert_eq!(
             (found.as_slice(), cut),
             (["--flag".to_owned(), "--flag".to_owned()].as_slice(), false)
@@ -548,11 +575,12 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 1..600), at: u64, near in 0_u64..600, longest in 0_usize..5000,
         ) {
             let memory = Fake { base: 4096 - 100, bytes };
+            let mut pages = Pages::default();
             for address in [at, memory.base + near] {
                 if let Ok(text) = text(&memory, address, longest) {
                     prop_assert!(text.bytes.len() <= longest);
                 }
-                if let Ok((found, _)) = texts(&Ahead::of(&memory), address, longest) {
+                if let Ok((found, _)) = texts(&mut Ahead::of(&memory, &mut pages), address, longest) {
                     prop_assert!(found.len() <= ARGUMENTS_MAX);
                 }
                 let _ = peer(&memory, address, at);

@@ -6,7 +6,7 @@ use agentsandbox_api::action::{Action, Basis};
 use agentsandbox_api::run::Transport;
 
 use super::calls::{self, Guard, Kind, Rule};
-use super::read::{self, Ahead, Memory, Peer, TEXT_MAX};
+use super::read::{self, Ahead, Memory, Pages, Peer, TEXT_MAX};
 use super::sys;
 use crate::run::stat::Stat;
 
@@ -58,7 +58,7 @@ pub fn start(pid: u32, (path, argv): (String, Vec<String>)) -> Action {
 }
 
 /// What a call does. An error says that its memory could not be read.
-pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
+pub fn look(memory: &impl Memory, pages: &mut Pages, call: &Call<'_>) -> io::Result<Sight> {
     let Some(rule) = calls::find(call.number) else {
         return Ok(Sight::Nothing);
     };
@@ -69,11 +69,11 @@ pub fn look(memory: &impl Memory, call: &Call<'_>) -> io::Result<Sight> {
         Kind::Absent => Ok(Sight::Nothing),
         Kind::Exec { place, argv } => {
             let argv = arguments[usize::from(argv)];
-            let memory = Ahead::of(memory);
+            let mut memory = Ahead::of(memory, pages);
             memory.read_ahead(&[arguments[usize::from(place.path)], argv]);
             let (path, path_cut) = read::path(&memory, call.thread, arguments, place, TEXT_MAX / 2)?;
             let room = TEXT_MAX - path.len().min(TEXT_MAX);
-            let (argv, argv_cut) = read::texts(&memory, argv, room)?;
+            let (argv, argv_cut) = read::texts(&mut memory, argv, room)?;
             seen(Action::Exec {
                 basis: Basis::Claimed,
                 pid,

@@ -18,7 +18,7 @@ use agentsandbox_api::action::{Action, Basis};
 use super::launch::{Launcher, Order};
 use super::ptrace::{self, Stop, Waited};
 use super::queue::Queue;
-use super::read::{self, Image, OfThread};
+use super::read::{self, Image, OfThread, Pages};
 use super::see::{self, Sight};
 use super::sys::Bell;
 use super::{ROOM_EVERY, STACK_BYTES, filter};
@@ -104,6 +104,7 @@ struct Tracer {
     /// Threads that stopped at a call which is written down, and wait for room in the queue.
     held: Vec<i32>,
     starting: Option<Starting>,
+    pages: Pages,
 }
 
 /// Starts the tracing thread, if a trial shows that it can do its work. `children` has the signals of children.
@@ -120,6 +121,7 @@ pub fn begin(queue: &Arc<Queue>, children: Signals) -> io::Result<(Launcher, Arc
         known: HashSet::new(),
         held: Vec::new(),
         starting: None,
+        pages: Pages::default(),
     };
     std::thread::Builder::new()
         .stack_size(STACK_BYTES)
@@ -214,7 +216,7 @@ impl Tracer {
             process: read::process_of(thread),
             is_traced: true,
         };
-        match see::look(&OfThread(thread), &call) {
+        match see::look(&OfThread(thread), &mut self.pages, &call) {
             Ok(Sight::Seen(actions)) => {
                 for action in actions {
                     self.write_down(action);
