@@ -279,23 +279,42 @@ impl Action {
         }
     }
 
-    /// Bytes of its texts: nearly all the memory that it takes.
+    /// Bytes of memory that it takes, but for what the allocator adds.
     #[must_use]
-    pub fn text_bytes(&self) -> usize {
-        let all = |texts: &[String]| texts.iter().map(String::len).sum::<usize>();
-        match self {
+    pub fn memory_bytes(&self) -> usize {
+        let all = |texts: &[String]| {
+            let own: usize = texts.iter().map(String::len).sum();
+            own + size_of_val(texts)
+        };
+        let texts = match self {
+            Self::Begin {
+                namespace,
+                sandbox,
+                pod_uid,
+                run_id,
+                policy,
+                ..
+            } => [namespace, sandbox, pod_uid, run_id, policy]
+                .map(String::len)
+                .iter()
+                .sum(),
             Self::Exec { path, argv, .. } | Self::Foreign { path, argv, .. } => path.len() + all(argv),
-            Self::Open { path, .. }
-            | Self::Remove { path, .. }
-            | Self::MakeFolder { path, .. }
-            | Self::Change { path, .. } => path.len(),
+            Self::Open { path, .. } | Self::Remove { path, .. } | Self::MakeFolder { path, .. } => path.len(),
             Self::Rename { path, to, .. } => path.len() + to.len(),
+            Self::Change { path, sha256, .. } => path.len() + sha256.as_ref().map_or(0, String::len),
+            Self::Changes { incomplete, .. } => incomplete.as_ref().map_or(0, String::len),
             Self::Connect { address, .. } => address.len(),
             Self::Refused { call, .. } => call.len(),
             Self::Step { argv, .. } => all(argv),
             Self::StepRefused { argv, reason } => all(argv) + reason.len(),
-            _ => 0,
-        }
+            Self::Warning { resource, .. } => resource.len(),
+            Self::End { .. }
+            | Self::Exit { .. }
+            | Self::StepEnd { .. }
+            | Self::Signal { .. }
+            | Self::Suppressed { .. } => 0,
+        };
+        size_of::<Self>() + texts
     }
 }
 

@@ -12,7 +12,7 @@ use crate::sys::now_ms;
 
 /// Most records that wait.
 const RECORDS_MAX: usize = 4096;
-/// Most bytes of their texts.
+/// Most bytes of memory that they take.
 const BYTES_MAX: usize = 1 << 20;
 /// From this share on the main loop is woken, in percent.
 const WAKE_PERCENT: usize = 25;
@@ -28,7 +28,7 @@ pub struct Queue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Seen>,
-    /// Of their texts.
+    /// Of memory that they take.
     bytes: usize,
     closed: bool,
     figures: Figures,
@@ -165,19 +165,19 @@ impl Queue {
 
 impl State {
     fn add(&mut self, seen: Seen) {
-        self.bytes += seen.action.text_bytes();
+        self.bytes += seen.action.memory_bytes();
         self.waiting.push_back(seen);
     }
 
     fn next(&mut self) -> Option<Seen> {
         let seen = self.waiting.pop_front()?;
-        self.bytes -= seen.action.text_bytes();
+        self.bytes -= seen.action.memory_bytes();
         Some(seen)
     }
 
     /// The one that was taken last.
     fn put_back(&mut self, seen: Seen) {
-        self.bytes += seen.action.text_bytes();
+        self.bytes += seen.action.memory_bytes();
         self.waiting.push_front(seen);
     }
 }
@@ -253,14 +253,21 @@ mod tests {
     }
 
     #[test]
-    fn a_large_record_fills_it_as_many_small_ones_do() {
-        let queue = Queue::new().unwrap();
-        while !queue.is_full() {
-            queue.push(Action::Open {
-                pid: 1,
-                path: "x".repeat(4096),
-            });
+    fn large_records_fill_it_before_they_are_many() {
+        let long_path = Action::Open {
+            pid: 1,
+            path: "x".repeat(4096),
+        };
+        let empty_arguments = Action::StepRefused {
+            argv: vec![String::new(); 256],
+            reason: String::new(),
+        };
+        for large in [long_path, empty_arguments] {
+            let queue = Queue::new().unwrap();
+            while !queue.is_full() {
+                queue.push(large.clone());
+            }
+            assert!(queue.state().waiting.len() < RECORDS_MAX / 8);
         }
-        assert!(queue.state().waiting.len() < RECORDS_MAX);
     }
 }
