@@ -2,10 +2,11 @@
 remember, bodies that could be read in two ways; and providers that lie about what they cost."""
 
 import gzip
+import sys
 
 from attack import *
 
-OPENAI, ANTHROPIC = "openai.models.test", "anthropic.models.test"
+OPENAI, ANTHROPIC = sys.argv[1:]
 PROMPT = [{"role": "user", "content": "please say 12 words"}]
 
 

@@ -8,7 +8,6 @@ mod egress_credentials;
 mod egress_live;
 mod load_balancer;
 mod lost_node;
-mod models;
 mod network;
 mod operator;
 mod raw_exec;

@@ -6,3 +6,4 @@ mod budgets;
 mod docs;
 mod egress;
 mod egress_refused;
+mod models;

@@ -16,44 +16,61 @@ fn openai(host: &str, allow: &[&str], more: Value) -> Value {
     rule
 }
 
-async fn namespace(test: &str, models: Value, more: Value) -> Harness {
-    let harness = Harness::start(test).await.unwrap();
-    let hosts = "openai.models.test\nodd.models.test\nbusy.models.test\ndown.models.test\nspare.models.test";
-    harness
-        .secret(
-            "openai",
-            &[("key", "sk-real-openai"), ("agentsandbox.dev.hosts", hosts)],
-        )
-        .await
-        .unwrap();
-    harness
-        .secret(
-            "anthropic",
-            &[
-                ("key", "sk-real-anthropic"),
-                ("agentsandbox.dev.hosts", "anthropic.models.test"),
-            ],
-        )
-        .await
-        .unwrap();
-    harness
-        .policy("default", policy(&json!([]), &models, more))
-        .await
-        .unwrap();
-    harness
+/// A namespace whose providers have hosts of their own, by which their requests are counted outside.
+struct Providers {
+    harness: Harness,
+    journal: Journal,
+}
+
+impl Providers {
+    async fn start(test: &str) -> Self {
+        let harness = Harness::start(test).await.unwrap();
+        let journal = Journal::open(&harness);
+        let providers = Self { harness, journal };
+        let openai = ["openai", "odd", "busy", "down", "spare"].map(|name| providers.host(name));
+        let anthropic = [providers.host("anthropic")];
+        for (name, hosts) in [("openai", openai.as_slice()), ("anthropic", &anthropic)] {
+            let key = format!("sk-real-{name}");
+            let data = [
+                ("key", key.as_str()),
+                ("agentsandbox.dev.hosts", &hosts.join("\n")),
+            ];
+            providers.harness.secret(name, &data).await.unwrap();
+        }
+        providers
+    }
+
+    /// What a host begins with says how it answers.
+    fn host(&self, name: &str) -> String {
+        format!("{name}.{}.models.test", self.harness.namespace)
+    }
+
+    async fn allow(&self, models: Value) {
+        let policy = policy(&json!([]), &models, json!({}));
+        self.harness.policy("default", policy).await.unwrap();
+    }
+
+    /// Requests that reached a provider.
+    fn requests_to(&self, name: &str) -> Vec<Value> {
+        self.journal.requests_to(&self.host(name))
+    }
 }
 
 #[tokio::test]
 async fn a_providers_other_doors_stay_shut() {
-    let models = json!([
-        openai("openai.models.test", &["tiny"], json!({})),
-        {"provider": "Anthropic", "host": "anthropic.models.test", "allow": ["small"],
-         "credential": {"secretRef": {"name": "anthropic", "key": "key"}, "header": "x-api-key", "format": "{}"}},
-    ]);
-    let harness = namespace("models-refused", models, json!({})).await;
-    let journal = Journal::open(&harness);
-    let run = harness
-        .script("models", "refused_models.py", &[], json!({}))
+    let providers = Providers::start("models-refused").await;
+    let hosts = ["openai", "anthropic"].map(|name| providers.host(name));
+    let [open, anthropic] = &hosts;
+    providers
+        .allow(json!([
+            openai(open, &["tiny"], json!({})),
+            {"provider": "Anthropic", "host": anthropic, "allow": ["small"],
+             "credential": {"secretRef": {"name": "anthropic", "key": "key"}, "header": "x-api-key", "format": "{}"}},
+        ]))
+        .await;
+    let run = providers
+        .harness
+        .script("models", "refused_models.py", &[open, anthropic], json!({}))
         .await
         .unwrap();
     let differences = run.differences(&[
@@ -95,10 +112,9 @@ async fn a_providers_other_doors_stay_shut() {
         run.log
     );
     // What the providers saw: the metered endpoints, as often as the controls asked for them.
-    let seen: Vec<String> = journal
-        .lines()
+    let seen: Vec<String> = ["openai", "anthropic"]
         .iter()
-        .filter(|line| line["what"] == "request")
+        .flat_map(|name| providers.requests_to(name))
         .map(|line| line["path"].as_str().unwrap().to_owned())
         .collect();
     let allowed = ["/v1/chat/completions", "/v1/responses", "/v1/messages"];
@@ -107,7 +123,7 @@ async fn a_providers_other_doors_stay_shut() {
         "{seen:?}"
     );
     assert_eq!(seen.len(), 5, "{seen:?}");
-    harness.finish().await.unwrap();
+    providers.harness.finish().await.unwrap();
 }
 
 #[tokio::test]
@@ -126,11 +142,11 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         "redirecting",
         "tiny",
     ];
-    let models = json!([openai("odd.models.test", &odd, json!({}))]);
-    let harness = namespace("models-odd", models, json!({})).await;
-    let journal = Journal::open(&harness);
+    let providers = Providers::start("models-odd").await;
+    let host = providers.host("odd");
+    providers.allow(json!([openai(&host, &odd, json!({}))])).await;
     let arguments = [
-        "odd.models.test",
+        host.as_str(),
         "no-usage",
         "negative-usage",
         "false-usage",
@@ -149,7 +165,8 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         "tiny",
         "tiny:stream",
     ];
-    let run = harness
+    let run = providers
+        .harness
         .script(
             "odd",
             "odd_models.py",
@@ -172,11 +189,12 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
         run.log
     );
     // Each reached its provider once, and a redirect was followed by nobody.
-    assert_eq!(journal.requests_to("odd.models.test").len(), 17);
-    assert!(!journal.text().contains("evil.test"), "{}", journal.text());
+    assert_eq!(providers.requests_to("odd").len(), 17);
+    let elsewhere = providers.journal.requests_to("evil.test");
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
     // The gateway's own account of each: 4 words in and 40 out at least, or what 16 bytes a token make of them; never
     // more than was reserved.
-    let log = harness.gateway_log().await.unwrap();
+    let log = providers.harness.gateway_log().await.unwrap();
     let ends: Vec<Value> = log
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -203,25 +221,28 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
     assert_eq!(egress.used.tokens, sum, "{egress:?}");
     assert_eq!(egress.used.model_requests, 17);
     assert!(egress.estimated_tokens > 0 && egress.estimated_tokens < sum);
-    harness.finish().await.unwrap();
+    providers.harness.finish().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_stream_without_end_ends_with_the_budget() {
     const LIMIT: i64 = 1_000_000;
-    let models = json!([openai("odd.models.test", &["endless"], json!({}))]);
-    let harness = namespace("models-endless", models, json!({})).await;
-    let journal = Journal::open(&harness);
-    harness
+    let providers = Providers::start("models-endless").await;
+    let host = providers.host("odd");
+    providers
+        .allow(json!([openai(&host, &["endless"], json!({}))]))
+        .await;
+    providers
+        .harness
         .start_script(
             "endless",
             "odd_models.py",
-            &["odd.models.test", "endless:stream"],
+            &[&host, "endless:stream"],
             json!({"limits": {"egressBytes": LIMIT}}),
         )
         .await
         .unwrap();
-    let status = harness.finished("endless").await.unwrap();
+    let status = providers.harness.finished("endless").await.unwrap();
     let result = status.result.unwrap();
     assert_eq!(
         result.reason,
@@ -231,29 +252,28 @@ async fn a_stream_without_end_ends_with_the_budget() {
     let egress = status.egress.unwrap();
     assert_eq!(egress.exhausted, Some(Reason::EgressByteBudgetExceeded));
     assert!((LIMIT / 2..=LIMIT).contains(&egress.used.bytes), "{egress:?}");
-    assert_eq!(journal.requests_to("odd.models.test").len(), 1);
-    harness.finish().await.unwrap();
+    assert_eq!(providers.requests_to("odd").len(), 1);
+    providers.harness.finish().await.unwrap();
 }
 
 #[tokio::test]
 async fn requests_are_routed_and_fall_back() {
+    let providers = Providers::start("models-routed").await;
+    let [open, busy, down, spare] = ["openai", "busy", "down", "spare"].map(|name| providers.host(name));
     let target = |host: &str| json!({"host": host, "model": "small", "credential": {"secretRef": {"name": "openai", "key": "key"}}});
-    let models = json!([
-        {"provider": "OpenAI", "host": "openai.models.test", "allow": ["routed"], "route": target("spare.models.test")},
-        openai("openai.models.test", &["tiny"], json!({})),
-        openai(
-            "busy.models.test",
-            &["tiny"],
-            json!({"fallbacks": [target("down.models.test"), target("spare.models.test")]})
-        ),
-    ]);
-    let harness = namespace("models-routed", models, json!({})).await;
-    let journal = Journal::open(&harness);
-    let run = harness
+    providers
+        .allow(json!([
+            {"provider": "OpenAI", "host": open, "allow": ["routed"], "route": target(&spare)},
+            openai(&open, &["tiny"], json!({})),
+            openai(&busy, &["tiny"], json!({"fallbacks": [target(&down), target(&spare)]})),
+        ]))
+        .await;
+    let run = providers
+        .harness
         .script(
             "routed",
             "odd_models.py",
-            &["openai.models.test", "routed", "tiny", "routed:stream"],
+            &[&open, "routed", "tiny", "routed:stream"],
             json!({}),
         )
         .await
@@ -264,25 +284,23 @@ async fn requests_are_routed_and_fall_back() {
         "{}",
         run.log
     );
-    assert_eq!(journal.requests_to("spare.models.test").len(), 2);
-    assert_eq!(journal.requests_to("openai.models.test").len(), 1);
+    assert_eq!(providers.requests_to("spare").len(), 2);
+    assert_eq!(providers.requests_to("openai").len(), 1);
     assert_eq!(run.egress().used.tokens, 3 * 44);
 
-    let journal = Journal::open(&harness);
-    let run = harness
-        .script(
-            "falling",
-            "odd_models.py",
-            &["busy.models.test", "tiny"],
-            json!({}),
-        )
+    let run = providers
+        .harness
+        .script("falling", "odd_models.py", &[&busy, "tiny"], json!({}))
         .await
         .unwrap();
     assert_eq!(run.outcomes["tiny"], "200", "{}", run.log);
-    for host in ["busy.models.test", "down.models.test", "spare.models.test"] {
-        let requests = journal.requests_to(host);
-        assert_eq!(requests.len(), 1, "{host}");
-        assert_eq!(header(&requests[0], "authorization"), ["Bearer sk-real-openai"]);
+    for (name, before) in [("busy", 0), ("down", 0), ("spare", 2)] {
+        let requests = providers.requests_to(name);
+        assert_eq!(requests.len(), before + 1, "{name}");
+        assert_eq!(
+            header(&requests[before], "authorization"),
+            ["Bearer sk-real-openai"]
+        );
     }
     // Each attempt is a request that was made; those that were refused cost no tokens.
     let egress = run.egress();
@@ -291,5 +309,5 @@ async fn requests_are_routed_and_fall_back() {
         (44, 3),
         "{egress:?}"
     );
-    harness.finish().await.unwrap();
+    providers.harness.finish().await.unwrap();
 }
