@@ -5,9 +5,9 @@ use std::process::Output;
 
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::AgentSandbox;
-use e2e::Harness;
 use e2e::harness::{AGENT_IMAGE, repository};
 use e2e::plugin::{folder, path, plugin, text};
+use e2e::{Harness, HarnessError};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::Api;
@@ -372,7 +372,17 @@ async fn in_a_pod_it_is_its_service_account() {
             "volumes": [{"name": "plugin", "hostPath": {"path": program.to_str().unwrap(), "type": "File"}}],
         },
     });
-    harness.create::<Pod>(pod).await.unwrap();
+    // Admission hears of the label some time after the API server has said that it is set.
+    harness
+        .eventually("a pod that admission lets pass", || async {
+            match harness.create::<Pod>(pod.clone()).await {
+                Ok(pod) => Ok(Some(pod)),
+                Err(HarnessError::Kube(kube::Error::Api(status))) if status.code == 403 => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+        .unwrap();
     let phase = harness
         .eventually("the pod's end", || async {
             let status = harness.api::<Pod>().get("controller").await?.status;
