@@ -12,7 +12,7 @@
 //! | `too-many`, `broken`, `slow` | 429, 500, an answer after 20 s |
 //! | `endless` | a stream without end |
 //! | `compressed` | a compressed answer, though nobody asked for one |
-//! | `redirecting` | 302 to another host |
+//! | `redirecting` | 302 to `redirected.test` |
 //!
 //! Hosts that begin with `busy.` answer 429, with `down.` 503.
 
@@ -117,7 +117,7 @@ async fn trouble(body: &Value, texts: &str, respond: fn(&Asked<'_>) -> Response)
         "broken" => return failure(false, 500, "server_error", "broken"),
         "slow" => tokio::time::sleep(Duration::from_secs(20)).await,
         "redirecting" => {
-            return with_header(text(302, ""), "location", "https://evil.test/v1/chat/completions");
+            return with_header(text(302, ""), "location", "https://redirected.test/v1/chat/completions");
         }
         _ => {}
     }
