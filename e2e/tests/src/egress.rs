@@ -130,6 +130,29 @@ impl Journal {
     }
 }
 
+/// Rules of each kind that a gateway knows.
+#[must_use]
+pub fn roads() -> Value {
+    json!([
+        {"host": "seen.example.test", "tls": "Inspect"},
+        {"host": "big.example.test", "tls": "Inspect"},
+        {"host": "through.example.test"},
+        {"host": "long.example.test", "tls": "Inspect"},
+        {"host": "socket.example.test", "upgrade": true},
+        {"host": "plain.example.test", "tls": "None"},
+        {"cidr": "93.184.216.0/24", "ports": [9000]},
+    ])
+}
+
+/// Lines of the gateway's decisions for one sandbox, as they were printed.
+#[must_use]
+pub fn records_of<'a>(log: &'a str, sandbox: &str) -> Vec<(&'a str, Value)> {
+    log.lines()
+        .filter_map(|line| Some((line, serde_json::from_str::<Value>(line).ok()?)))
+        .filter(|(_, record)| record["run"]["sandbox"] == sandbox && record["seq"].is_u64())
+        .collect()
+}
+
 /// Value of a header in a line of the journal; all of them, if it came more than once.
 #[must_use]
 pub fn header(request: &Value, name: &str) -> Vec<String> {

@@ -5,7 +5,7 @@
 mod budgets;
 mod cluster;
 mod egress_credentials;
-mod egress_live;
+mod egress_neighbour;
 mod load_balancer;
 mod lost_node;
 mod network;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use agentsandbox_api::condition::types;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::sandbox::AgentSandbox;
 use e2e::Harness;
 use e2e::harness::{OPERATOR_NAMESPACE, is};
 use k8s_openapi::api::core::v1::Pod;
@@ -171,37 +170,6 @@ async fn a_run_costs_at_most_six_writes() {
         assert!(objects.len() <= bound, "{objects:?}");
         assert!(events.len() <= 2, "{events:?}");
     }
-    harness.finish().await.unwrap();
-}
-
-#[tokio::test]
-async fn the_operator_never_writes_spec_or_metadata_of_a_users_object() {
-    let harness = Harness::start("no-spec").await.unwrap();
-    harness.usual_policies().await.unwrap();
-    harness
-        .sandbox(
-            "job",
-            json!({"policyRef": {"name": "runc"}, "command": ["true"], "ttlSecondsAfterFinished": 0}),
-        )
-        .await
-        .unwrap();
-    harness
-        .when("job", "expiry", |s| is(s, types::EXPIRED, "True"))
-        .await
-        .unwrap();
-    let sandbox = harness.api::<AgentSandbox>().get("job").await.unwrap();
-    assert!(sandbox.metadata.finalizers.is_none());
-    let managers = sandbox.metadata.managed_fields.unwrap();
-    let ours: Vec<_> = managers
-        .iter()
-        .filter(|entry| entry.manager.as_deref() == Some("agentsandbox-operator"))
-        .collect();
-    assert!(!ours.is_empty());
-    assert!(
-        ours.iter()
-            .all(|entry| entry.subresource.as_deref() == Some("status")),
-        "{ours:?}"
-    );
     harness.finish().await.unwrap();
 }
 

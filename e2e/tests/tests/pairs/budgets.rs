@@ -3,7 +3,7 @@
 
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
-use agentsandbox_api::sandbox::EgressDenial;
+use agentsandbox_api::sandbox::{AgentSandbox, EgressDenial};
 use e2e::Harness;
 use e2e::burn::{COST, RESERVATION, count, namespace};
 use e2e::egress::{Journal, SDK_IMAGE};
@@ -293,5 +293,81 @@ async fn all_runs_of_a_policy_share_its_quota() {
     assert!(status.egress.unwrap().tokens <= 2000);
     let spec = harness.api::<SandboxPolicy>().get("default").await.unwrap().spec;
     assert_eq!(spec.quota.unwrap().tokens, Some(2000));
+    harness.finish().await.unwrap();
+}
+
+/// Rule 33: a crash costs each run what it had in flight and 1 % of its budget, and gives nothing back. Runs that are idle
+/// lose nothing by all crashes but the first.
+#[tokio::test]
+async fn a_gateway_that_is_killed_resets_no_budget() {
+    const LIMIT: i64 = 40_000;
+    const KILLS: i64 = 20;
+    const THREADS: i64 = 3;
+    const IDLE: [&str; 2] = ["idle-1", "idle-2"];
+    /// What all crashes may cost at most.
+    const LOST: i64 = (KILLS + 1) * (LIMIT / 100 + THREADS * RESERVATION);
+    let (harness, host) = namespace("killed", json!({})).await.unwrap();
+    // A new gateway takes seconds to serve; twenty of them take longer than a run has by default.
+    let more =
+        |cpu: &str| json!({"limits": {"tokens": LIMIT, "runtimeSeconds": 900}, "resources": {"cpu": cpu}});
+    for idle in IDLE {
+        harness
+            .start_script(idle, "burn.py", &["chat", &host, "1", "1", "3000"], more("100m"))
+            .await
+            .unwrap();
+    }
+    let sandboxes = harness.api::<AgentSandbox>();
+    let egress_of = |name: &'static str| {
+        let sandboxes = sandboxes.clone();
+        async move { Ok::<_, kube::Error>(sandboxes.get(name).await?.status.unwrap_or_default().egress) }
+    };
+    for idle in IDLE {
+        harness
+            .eventually("an idle run's one request", || async move {
+                let egress = egress_of(idle).await?;
+                Ok(egress.filter(|egress| egress.used.tokens == COST).map(|_| ()))
+            })
+            .await
+            .unwrap();
+    }
+    let journal = Journal::open(&harness);
+    harness
+        .start_script("burn", "burn.py", &["chat", &host, "3", "100000"], more("400m"))
+        .await
+        .unwrap();
+    let served = || count(journal.requests_to(&host).len());
+    for kill in 1..=KILLS {
+        harness
+            .eventually("more requests", || async {
+                // The last crash comes before the budget can be exhausted.
+                Ok((served() >= kill * (LIMIT - LOST) / COST / (KILLS + 5)).then_some(()))
+            })
+            .await
+            .unwrap();
+        harness.kill_gateway().await.unwrap();
+    }
+    let run = harness.ended_script("burn").await.unwrap();
+    let (egress, spent) = (run.egress(), COST * served());
+    println!("spent {spent} of {LIMIT} with {KILLS} kills: {egress:?}");
+    let reason = run.status.result.clone().unwrap().reason;
+    assert_eq!(
+        reason,
+        Some(Reason::TokenBudgetExceeded),
+        "{}",
+        run.log.lines().rev().take(20).collect::<String>()
+    );
+    assert!(spent <= LIMIT, "{spent}");
+    assert!(spent >= LIMIT - LOST, "{spent} spent, at most {LOST} may be lost");
+    assert!(
+        egress.claimed.tokens <= LIMIT && egress.used.tokens <= LIMIT,
+        "{egress:?}"
+    );
+    for idle in IDLE {
+        let egress = egress_of(idle).await.unwrap();
+        let egress = egress.unwrap();
+        println!("{idle} after {KILLS} kills: {egress:?}");
+        assert_eq!(egress.used.tokens, COST);
+        assert!(egress.claimed.tokens <= COST + LIMIT / 100, "{egress:?}");
+    }
     harness.finish().await.unwrap();
 }

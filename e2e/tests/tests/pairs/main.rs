@@ -5,5 +5,6 @@
 mod budgets;
 mod docs;
 mod egress;
+mod egress_policies;
 mod egress_refused;
 mod models;

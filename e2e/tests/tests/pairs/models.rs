@@ -191,7 +191,10 @@ async fn a_provider_that_lies_about_its_tokens_gains_nothing() {
     // Each reached its provider once, and a redirect was followed by nobody.
     assert_eq!(providers.requests_to("odd").len(), 17);
     let seen = providers.journal.text();
-    assert!(!seen.contains("redirected.test"), "a redirect was followed: {seen}");
+    assert!(
+        !seen.contains("redirected.test"),
+        "a redirect was followed: {seen}"
+    );
     // The gateway's own account of each: 4 words in and 40 out at least, or what 16 bytes a token make of them; never
     // more than was reserved.
     let log = providers.harness.gateway_log().await.unwrap();

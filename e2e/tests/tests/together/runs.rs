@@ -655,3 +655,34 @@ async fn a_namespace_with_sandboxes_in_every_phase_can_be_deleted() {
     let _: Vec<Pod> = harness.pods_of("finished").await.unwrap();
     harness.finish().await.unwrap();
 }
+
+#[tokio::test]
+async fn the_operator_never_writes_spec_or_metadata_of_a_users_object() {
+    let harness = Harness::start("no-spec").await.unwrap();
+    harness.usual_policies().await.unwrap();
+    harness
+        .sandbox(
+            "job",
+            json!({"policyRef": {"name": "runc"}, "command": ["true"], "ttlSecondsAfterFinished": 0}),
+        )
+        .await
+        .unwrap();
+    harness
+        .when("job", "expiry", |s| is(s, types::EXPIRED, "True"))
+        .await
+        .unwrap();
+    let sandbox = harness.api::<AgentSandbox>().get("job").await.unwrap();
+    assert!(sandbox.metadata.finalizers.is_none());
+    let managers = sandbox.metadata.managed_fields.unwrap();
+    let ours: Vec<_> = managers
+        .iter()
+        .filter(|entry| entry.manager.as_deref() == Some("agentsandbox-operator"))
+        .collect();
+    assert!(!ours.is_empty());
+    assert!(
+        ours.iter()
+            .all(|entry| entry.subresource.as_deref() == Some("status")),
+        "{ours:?}"
+    );
+    harness.finish().await.unwrap();
+}

@@ -117,7 +117,11 @@ async fn trouble(body: &Value, texts: &str, respond: fn(&Asked<'_>) -> Response)
         "broken" => return failure(false, 500, "server_error", "broken"),
         "slow" => tokio::time::sleep(Duration::from_secs(20)).await,
         "redirecting" => {
-            return with_header(text(302, ""), "location", "https://redirected.test/v1/chat/completions");
+            return with_header(
+                text(302, ""),
+                "location",
+                "https://redirected.test/v1/chat/completions",
+            );
         }
         _ => {}
     }

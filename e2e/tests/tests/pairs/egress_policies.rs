@@ -1,4 +1,4 @@
-//! What changes while sandboxes use the gateway: policies, neighbours, the gateway itself; and the log of it all.
+//! What changes while sandboxes use the gateway: their policy and its end; and the log of it all.
 
 use std::collections::BTreeMap;
 
@@ -6,22 +6,10 @@ use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::reason::Reason;
 use cluster::tools::hex;
 use e2e::Harness;
-use e2e::egress::policy;
+use e2e::egress::{policy, records_of, roads};
 use kube::api::DeleteParams;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
-
-fn roads() -> Value {
-    json!([
-        {"host": "seen.example.test", "tls": "Inspect"},
-        {"host": "big.example.test", "tls": "Inspect"},
-        {"host": "through.example.test"},
-        {"host": "long.example.test", "tls": "Inspect"},
-        {"host": "socket.example.test", "upgrade": true},
-        {"host": "plain.example.test", "tls": "None"},
-        {"cidr": "93.184.216.0/24", "ports": [9000]},
-    ])
-}
 
 const TUNNELS: [&str; 6] = [
     "passthrough",
@@ -100,84 +88,6 @@ async fn a_deleted_policy_ends_its_runs_and_its_gateway() {
         .await
         .unwrap();
     harness.finish().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_neighbour_that_takes_everything_does_not_starve_the_others() {
-    let harness = Harness::start("neighbour").await.unwrap();
-    harness
-        .policy("default", policy(&roads(), &json!([]), json!({})))
-        .await
-        .unwrap();
-    let quiet = harness
-        .script("quiet", "neighbour.py", &["9"], json!({}))
-        .await
-        .unwrap();
-    // The hog's own processor share is bounded as any sandbox's; the gateway's is what it competes for.
-    let small = json!({"resources": {"cpu": "500m", "memory": "512Mi", "processes": 64}});
-    harness
-        .start_script("hog", "hog.py", &["50"], small)
-        .await
-        .unwrap();
-    harness.printed("hog", "HOGGING").await.unwrap();
-    let beside = harness
-        .script("beside", "neighbour.py", &["18"], json!({}))
-        .await
-        .unwrap();
-    let hog = harness.ended_script("hog").await.unwrap();
-    println!(
-        "quiet {:?}\nbeside {:?}\nhog {:?}",
-        quiet.outcomes, beside.outcomes, hog.outcomes
-    );
-    let number = |run: &e2e::egress::Run, name: &str| run.outcomes[name].parse::<f64>().unwrap();
-    for kind in ["dns", "new", "kept"] {
-        for (run, when) in [(&quiet, "quiet"), (&beside, "beside")] {
-            assert_eq!(
-                run.outcomes[&format!("{kind} failures")],
-                "0",
-                "{kind}, {when}\n{}",
-                run.log
-            );
-        }
-        let (before, during) = (
-            number(&quiet, &format!("{kind} p99")),
-            number(&beside, &format!("{kind} p99")),
-        );
-        // Both sandboxes, the gateway, the outside world and the cluster share this machine's processors.
-        assert!(
-            during < before.mul_add(10.0, 750.0),
-            "{kind}: {before} ms before, {during} ms beside"
-        );
-    }
-    // It really did try: connections, look-ups and bytes, of each far more than the neighbour. How many is the machine's.
-    assert!(number(&hog, "connections") + number(&hog, "refused") > 1_000.0);
-    assert!(number(&hog, "queries") > 1_000.0 && number(&hog, "answers") > 0.0);
-    assert!(number(&hog, "bytes") > 1e7);
-    // It met the ceilings of connections and of look-ups. Status names the latest refusals only.
-    let log = harness.gateway_log().await.unwrap();
-    let mut denied: BTreeMap<(i64, String), usize> = BTreeMap::new();
-    for (_, record) in records_of(&log, "hog") {
-        if let (Some(class), Some(reason)) = (record["class"].as_i64(), record["reason"].as_str()) {
-            *denied.entry((class, reason.to_owned())).or_default() += 1;
-        }
-    }
-    println!("hog denied {denied:?}");
-    for ceiling in [(4001, "TooManyConnections"), (4003, "TooManyRequests")] {
-        assert!(
-            denied.contains_key(&(ceiling.0, ceiling.1.to_owned())),
-            "{ceiling:?} is not among {denied:?}"
-        );
-    }
-    assert!(hog.egress().denied > 500, "{:?}", hog.egress());
-    harness.finish().await.unwrap();
-}
-
-/// Lines of the gateway's decisions for one sandbox, as they were printed.
-fn records_of<'a>(log: &'a str, sandbox: &str) -> Vec<(&'a str, Value)> {
-    log.lines()
-        .filter_map(|line| Some((line, serde_json::from_str::<Value>(line).ok()?)))
-        .filter(|(_, record)| record["run"]["sandbox"] == sandbox && record["seq"].is_u64())
-        .collect()
 }
 
 #[tokio::test]
