@@ -82,7 +82,7 @@ impl Queue {
     /// Takes what fits into so many bytes of JSON, the oldest first; one record in any case.
     pub fn take(&self, bytes: usize) -> Vec<Seen> {
         let (mut taken, mut room) = (Vec::new(), bytes);
-        // They are measured while others may push: nobody whose call is looked at waits for it.
+        // Records are measured while others may push: nobody whose call is looked at waits for it.
         while let Some(seen) = self.next() {
             let length = json_bytes(&seen);
             if length > room && !taken.is_empty() {
@@ -99,6 +99,7 @@ impl Queue {
         taken
     }
 
+    /// The oldest. The lock ends here, and not with the body of a loop over it.
     fn next(&self) -> Option<Seen> {
         self.state().next()
     }
