@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agentsandbox_api::condition::types;
+use agentsandbox_api::names::LABEL_SANDBOX;
 use agentsandbox_api::policy::SandboxPolicy;
 use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus};
 use cluster::Cluster;
@@ -261,7 +262,7 @@ impl Harness {
 
     /// Pods of the namespace that belong to a sandbox.
     pub async fn pods_of(&self, sandbox: &str) -> Result<Vec<Pod>> {
-        let selector = format!("agentsandbox.dev/sandbox={sandbox}");
+        let selector = format!("{LABEL_SANDBOX}={sandbox}");
         Ok(self
             .api::<Pod>()
             .list(&ListParams::default().labels(&selector))
@@ -273,6 +274,19 @@ impl Harness {
     pub async fn without_pods(&self, sandbox: &str) -> Result<()> {
         self.eventually(&format!("sandbox {sandbox} without pods"), || async {
             Ok(self.pods_of(sandbox).await?.is_empty().then_some(()))
+        })
+        .await
+    }
+
+    /// Deletes all sandboxes, and waits until none has a pod. Gateways stay, as their policies do.
+    pub async fn without_sandboxes(&self) -> Result<()> {
+        self.api::<AgentSandbox>()
+            .delete_collection(&DeleteParams::default(), &ListParams::default())
+            .await?;
+        self.eventually("the end of all sandboxes' pods", || async {
+            let pods = self.api::<Pod>();
+            let left = pods.list(&ListParams::default().labels(LABEL_SANDBOX)).await?;
+            Ok(left.items.is_empty().then_some(()))
         })
         .await
     }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agentsandbox_api::condition::types;
-use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus};
+use agentsandbox_api::sandbox::AgentSandboxStatus;
 use clap::Parser;
 use e2e::harness::{Harness, HarnessError, is, repository};
 use e2e::scenarios::{SCENARIOS, Scenario};
@@ -37,22 +37,8 @@ async fn main() -> ExitCode {
 
 async fn show(cluster: &str) -> Result<bool, HarnessError> {
     let harness = Harness::in_namespace(cluster, "demo").await?;
-    // Safe to repeat: the last demo's sandboxes go first.
-    harness
-        .api::<AgentSandbox>()
-        .delete_collection(&DeleteParams::default(), &ListParams::default())
-        .await?;
-    harness
-        .eventually("the end of the last demo's pods", || async {
-            Ok(harness
-                .api::<Pod>()
-                .list(&ListParams::default())
-                .await?
-                .items
-                .is_empty()
-                .then_some(()))
-        })
-        .await?;
+    eprintln!("Removing what an earlier demo may have left");
+    harness.without_sandboxes().await?;
     apply(&harness, "00-policies.yaml").await?;
     let mut manifests: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.manifest).collect();
     manifests.dedup();
