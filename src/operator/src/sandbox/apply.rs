@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::quantity;
 use crate::request::RequestError;
 use crate::sandbox::dereference::{claim_in_use, claim_user, is_owned, unlike};
-use crate::sandbox::pod_view::PodView;
+use crate::sandbox::pod_view::{ENDING_SECONDS, PodView};
 use crate::sandbox::world::{Action, Creation, Decision, NetworkView, PodState, World};
 use crate::sandbox::{ReconcileError, admit::AdmittedRun, status};
 
@@ -326,7 +326,7 @@ async fn end_pod(
     if by_kubelet {
         let mut ended = mark.clone();
         ended["metadata"]["annotations"][names::ANNOTATION_CAUSE_TIME] = json!(world.now.to_string());
-        ended["spec"] = json!({"activeDeadlineSeconds": 1});
+        ended["spec"] = json!({"activeDeadlineSeconds": ENDING_SECONDS});
         match patch(&api, &pod.name, Patch::Merge(ended), context).await {
             Ok(_) => {
                 context.own_writes.ended(&pod.uid);

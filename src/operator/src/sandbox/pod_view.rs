@@ -87,6 +87,9 @@ pub struct FailingPull {
     pub message: String,
 }
 
+/// The deadline of a pod that the operator ends by its kubelet.
+pub const ENDING_SECONDS: i64 = 1;
+
 impl PodView {
     /// Reads a pod. `labels` are those that it was built with.
     #[must_use]
@@ -114,8 +117,11 @@ impl PodView {
             .is_some_and(|c| !c.is_empty());
         let ending = annotation(names::ANNOTATION_CAUSE_TIME);
         // The API server counts changes of the spec, of which it lets everybody make some, such as of images. Our own
-        // one comes with the time of the run's end, and a deletion counts as well.
-        let changed = meta.generation > Some(1) && ending.is_none() && meta.deletion_timestamp.is_none();
+        // one is the only one, and comes with the time of the run's end and a deadline that is past; a deletion counts
+        // as well.
+        let deadline = pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+        let ours = ending.is_some() && deadline == Some(ENDING_SECONDS) && meta.generation == Some(2);
+        let changed = meta.generation > Some(1) && !ours && meta.deletion_timestamp.is_none();
         let tampered = if ephemeral {
             Some("an ephemeral container was added".to_owned())
         } else if !keeps_labels(labels, pod) {
@@ -247,15 +253,18 @@ mod tests {
 
     #[test]
     fn a_pod_whose_labels_orders_to_the_runtime_or_spec_were_changed_is_told_from_one_that_ends() {
+        let mark = json!({names::ANNOTATION_CAUSE_TIME: "2026-01-01T00:00:00Z"});
         let table = [
             (json!({}), None),
             // Before Kubernetes 1.34 nobody counts.
             (json!({"generation": null}), None),
             (json!({"annotations": {"cni.example/addresses": "x"}}), None),
             (json!({"labels": {"topology.kubernetes.io/zone": "x"}}), None),
+            (json!({"generation": 2, "annotations": mark}), None),
+            // With the mark of an end, but another change.
             (
-                json!({"generation": 2, "annotations": {names::ANNOTATION_CAUSE_TIME: "2026-01-01T00:00:00Z"}}),
-                None,
+                json!({"generation": 3, "annotations": mark}),
+                Some("its spec was changed"),
             ),
             (
                 json!({"generation": 2, "deletionTimestamp": "2026-01-01T00:00:00Z"}),
@@ -270,10 +279,19 @@ mod tests {
         ];
         let labels = BTreeMap::from([(names::LABEL_SANDBOX.to_owned(), "job".to_owned())]);
         for (change, expected) in table {
-            let mut pod = json!({"metadata": {"generation": 1, "labels": labels}});
+            let spec = json!({"activeDeadlineSeconds": ENDING_SECONDS, "containers": []});
+            let mut pod = json!({"metadata": {"generation": 1, "labels": labels}, "spec": spec});
             merge(&mut pod["metadata"], change.clone());
             let view = PodView::of(&serde_json::from_value(pod).unwrap(), &labels);
             assert_eq!(view.tampered.as_deref(), expected, "{change}");
         }
+        let alive = json!({"generation": 2, "labels": labels, "annotations": mark});
+        let pod = json!({"metadata": alive, "spec": {"activeDeadlineSeconds": 600, "containers": []}});
+        let view = PodView::of(&serde_json::from_value(pod).unwrap(), &labels);
+        assert_eq!(
+            view.tampered.as_deref(),
+            Some("its spec was changed"),
+            "a mark alone ends nothing"
+        );
     }
 }
