@@ -211,6 +211,75 @@ async fn nothing_reaches_process_one_or_its_log() {
 }
 
 #[tokio::test]
+async fn what_can_not_be_read_is_not_done() {
+    let harness = harness("unread").await;
+    for (class, means) in MEANS {
+        let logged = run(&harness, class, "unread.py", &[]).await;
+        let result = logged.status.result.clone().unwrap();
+        assert_eq!(
+            result.reason,
+            Some(Reason::Completed),
+            "{class}: {}",
+            logged.output
+        );
+        let outcomes = logged
+            .output
+            .lines()
+            .find_map(|line| line.strip_prefix("RESULT "));
+        let outcomes: Value = serde_json::from_str(outcomes.unwrap()).unwrap();
+        println!("{class}: {outcomes}");
+        for (name, error) in [
+            ("second message missing", "Bad address"),
+            ("a hundred addresses", "Operation not permitted"),
+            ("nothing", "No such file or directory"),
+            ("PR_SET_MM", "Operation not permitted"),
+            ("AF_VSOCK", "Operation not permitted"),
+        ] {
+            assert_eq!(outcomes[name], error, "{class}, {name}");
+        }
+        // What was done is told.
+        for name in ["file-only-written", "file-secret"] {
+            if outcomes[name].is_i64() {
+                let path = format!("{}/{name}", names::PATH_WORKSPACE);
+                logged.place(&json!({"activity": "open", "path": path}));
+            }
+        }
+        for (name, address) in [
+            ("peer-only-written", "203.0.113.20"),
+            ("peer-half-written", "203.0.113.21"),
+            ("no family", "203.0.113.23"),
+        ] {
+            assert_ne!(outcomes[name], "Bad address", "{class}, {name}");
+            logged.place(&json!({"activity": "connect", "address": address, "port": 53}));
+        }
+        assert_eq!(outcomes["program-only-written"], 0, "{class}");
+        let argv = json!(["/bin/true", "program-only-written"]);
+        for basis in ["claimed", "observed"] {
+            logged.place(&json!({"activity": "exec", "basis": basis, "argv": argv}));
+        }
+        if means == Means::SeccompNotify {
+            assert!(outcomes["file-only-written"].is_i64(), "{class}");
+            assert_eq!(outcomes["file-secret"], "Bad address", "{class}");
+        }
+        let sent = logged.of("refused");
+        let is_told = |record: &&Value| record["call"].as_str().unwrap().starts_with("sendmmsg(");
+        assert!(sent.iter().any(is_told), "{class}: {sent:#?}");
+        // What a script is executed by is another program's arguments, or the same program's.
+        let argv = json!(["/usr/bin/python3", "./script.py", "by-script"]);
+        let place = logged.place(&json!({"activity": "exec", "basis": "observed", "argv": argv}));
+        assert!(logged.records[place]["parent"].is_u64(), "{class}");
+        let claimed_only = json!(["never-executed"]);
+        let executed = logged
+            .of("exec")
+            .into_iter()
+            .any(|exec| exec["argv"] == claimed_only && exec["basis"] == "observed");
+        assert!(!executed, "{class}");
+        assert_eq!(logged.audit.unreadable, 0, "{class}");
+    }
+    harness.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_flood_leaves_room_for_what_matters_and_is_counted() {
     let harness = harness("flood").await;
     for (class, _) in MEANS {

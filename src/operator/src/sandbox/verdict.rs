@@ -194,7 +194,14 @@ fn record_reason(view: &PodView, record: &CompletionRecord) -> (Reason, String) 
         .ended
         .as_ref()
         .is_some_and(|end| end.reason == "OOMKilled");
-    if agent_oom && record.reason != Reason::Completed {
+    // The kubelet says so as well of a run that went on after the kernel had ended one of its processes, and that was ended
+    // for another reason, which must not be hidden so.
+    let by_kernel = match record.reason {
+        Reason::OomKilled | Reason::Signaled | Reason::NonZeroExit => true,
+        Reason::Stopped | Reason::SandboxLost => outside_cause(view).is_none(),
+        _ => false,
+    };
+    if agent_oom && by_kernel {
         return (
             Reason::OomKilled,
             "the kernel ended the sandbox at its memory limit".to_owned(),
@@ -572,6 +579,22 @@ mod tests {
             Reason::OomKilled
         );
         assert_eq!(reason_of(&view(None, 137, "OOMKilled")), Reason::OomKilled);
+        // Whoever makes the kernel end a child of its own hides nothing by that.
+        for reason in [
+            Reason::AuditUnavailable,
+            Reason::NetworkNotIsolated,
+            Reason::TokenBudgetExceeded,
+            Reason::DeadlineExceeded,
+        ] {
+            assert_eq!(
+                reason_of(&view(Some(&record(reason, 143)), 143, "OOMKilled")),
+                reason
+            );
+        }
+        let mut stopped = view(Some(&record(Reason::Stopped, 143)), 143, "OOMKilled");
+        assert_eq!(reason_of(&stopped), Reason::OomKilled);
+        stopped.cause = Some(("PolicyDeleted".into(), "gone".into()));
+        assert_eq!(reason_of(&stopped), Reason::PolicyDeleted);
     }
 
     #[test]

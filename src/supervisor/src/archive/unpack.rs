@@ -88,8 +88,10 @@ fn place(
     skip_padding(source, entry.size)?;
     // The mask must not take away what the archive grants.
     file.set_permissions(Permissions::from_mode(entry.mode))?;
-    // A time that the file system can't hold is no reason to fail.
-    let _ = file.set_modified(UNIX_EPOCH + Duration::from_secs(entry.changed & 0xffff_ffff));
+    // Zero is no time, and many programs take none so early. One that the file system can't hold is no reason to fail.
+    if entry.changed != 0 {
+        let _ = file.set_modified(UNIX_EPOCH + Duration::from_secs(entry.changed & 0xffff_ffff));
+    }
     Ok(())
 }
 

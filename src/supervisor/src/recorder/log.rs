@@ -17,7 +17,8 @@ use crate::sys;
 const BUDGET: usize = 8 << 20;
 /// What of it is kept for refused calls and connections, and for what does not come from the sandbox.
 const RESERVE: usize = 1 << 20;
-/// What of that is kept for what does not come from the sandbox: steps, processes from outside, what the supervisor does.
+/// What of that is kept for what does not come from the sandbox: steps, processes from outside, what the supervisor does and
+/// what it finds changed in the end.
 const OWN: usize = 512 << 10;
 /// What of that is kept for the last records.
 const LAST: usize = 64 << 10;
@@ -40,6 +41,8 @@ pub struct Log {
     suppressed: u64,
     suppressed_at: Option<Instant>,
     suppressed_every: Duration,
+    /// Of the files that changed, so many had no room.
+    unlisted: u64,
     queue: Arc<Queue>,
 }
 
@@ -107,6 +110,7 @@ impl Log {
             suppressed: 0,
             suppressed_at: None,
             suppressed_every: SUPPRESSED_EVERY,
+            unlisted: 0,
             queue,
         }
     }
@@ -136,20 +140,24 @@ impl Log {
         self.write_within(seen, None);
     }
 
-    fn write_within(&mut self, seen: Seen, room: Option<usize>) {
+    fn write_within(&mut self, mut seen: Seen, room: Option<usize>) {
         if let Some(begin) = self.begin.take() {
             self.append(seen.at_ms, begin);
         }
-        match &seen.action {
+        match &mut seen.action {
             Action::Exec { basis, .. } => match basis {
                 Basis::Claimed => self.claimed += 1,
                 Basis::Observed => self.observed += 1,
             },
-            Action::Changes { files, .. } => self.summary.files_changed = Some(*files),
+            Action::Changes { files, unlisted, .. } => {
+                self.summary.files_changed = Some(*files);
+                *unlisted += self.unlisted;
+            }
             _ => {}
         }
         let room = room.unwrap_or_else(|| room_for(&seen.action));
         if self.spent >= room {
+            self.unlisted += u64::from(matches!(seen.action, Action::Change { .. }));
             self.suppressed += 1;
             self.summary.suppressed += 1;
             self.tell_suppressed(seen.at_ms);
@@ -243,10 +251,11 @@ fn room_for(action: &Action) -> usize {
         | Action::Open { .. }
         | Action::Remove { .. }
         | Action::Rename { .. }
-        | Action::MakeFolder { .. }
-        | Action::Change { .. } => BUDGET - RESERVE,
+        | Action::MakeFolder { .. } => BUDGET - RESERVE,
         Action::Connect { .. } | Action::Refused { .. } => BUDGET - OWN,
-        Action::Foreign { .. }
+        // These come when the command has ended, and so after all that could leave no room for them.
+        Action::Change { .. }
+        | Action::Foreign { .. }
         | Action::Step { .. }
         | Action::StepEnd { .. }
         | Action::StepRefused { .. }
@@ -261,6 +270,7 @@ fn room_for(action: &Action) -> usize {
 mod tests {
     use super::*;
     use agentsandbox_action_log::verify::{Expected, verify};
+    use agentsandbox_api::action::Change;
     use agentsandbox_api::reason::Reason;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -390,6 +400,41 @@ mod tests {
         ] {
             assert!(written.contains(part), "{part}");
         }
+    }
+
+    #[test]
+    fn a_flood_hides_no_change_of_a_file_and_what_has_no_room_is_told() {
+        let (mut log, lines) = open(None);
+        for _ in 0..10_000 {
+            log.write(exec(&"x".repeat(2000)));
+        }
+        let write = |log: &mut Log, action| log.write(Seen { at_ms: 2, action });
+        for file in 0..1000 {
+            let action = Action::Change {
+                path: format!("{file}{}", "x".repeat(1000)),
+                change: Change::Created,
+                size: Some(1),
+                mode: Some(0o644),
+                sha256: Some("0".repeat(64)),
+            };
+            write(&mut log, action);
+        }
+        let changes = Action::Changes {
+            files: 1200,
+            unlisted: 200,
+            incomplete: None,
+        };
+        write(&mut log, changes);
+        let summary = log.finish(end(), Duration::from_mins(1));
+        let written = text(&lines);
+        assert!(written.len() <= BUDGET && holds(&written, &summary));
+        let listed = written.matches("\"activity\":\"change\"").count();
+        assert!((300..1000).contains(&listed), "{listed}");
+        assert!(
+            written.contains(&format!("\"unlisted\":{}", 1200 - listed)),
+            "{}",
+            &written[written.len() - 1000..]
+        );
     }
 
     #[test]

@@ -13,7 +13,17 @@ pub struct Stat {
     pub parent: u32,
     pub group: u32,
     pub session: u32,
-    /// Where its arguments begin and end in its memory; zeros if the kernel does not tell.
+    pub layout: Layout,
+}
+
+/// Where the parts of a program lie in the memory of its process. The kernel chooses these places anew with each exec.
+/// Zeros if it does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Where its code begins and ends.
+    code: (u64, u64),
+    stack: u64,
+    /// Where its arguments begin and end.
     pub arguments: (u64, u64),
 }
 
@@ -55,8 +65,12 @@ impl Stat {
             parent,
             group,
             session,
-            // The fields 48 and 49, after the sixth.
-            arguments: (address(41), address(0)),
+            // The fields 26 to 28, 48 and 49, after the sixth.
+            layout: Layout {
+                code: (address(19), address(0)),
+                stack: address(0),
+                arguments: (address(19), address(0)),
+            },
         })
     }
 }
@@ -67,13 +81,17 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_anything() {
-        let text = |name: &str| format!("7 ({name}) S 3 4 5 {}100 164 0", "0 ".repeat(41));
+        let text = |name: &str| format!("7 ({name}) S 3 4 5 {0}10 20 30 {0}100 164 0", "0 ".repeat(19));
         for name in ["sh", "a) S 1 2 3 (b", "", ") "] {
             let found = Stat {
                 parent: 3,
                 group: 4,
                 session: 5,
-                arguments: (100, 164),
+                layout: Layout {
+                    code: (10, 20),
+                    stack: 30,
+                    arguments: (100, 164),
+                },
             };
             assert_eq!(Stat::parse(text(name).as_bytes()), Some(found), "{name}");
         }
@@ -84,7 +102,7 @@ mod tests {
         assert_eq!(Stat::parse(b""), None);
         assert_eq!(Stat::parse(b"7 no parentheses"), None);
         assert_eq!(Stat::parse(b"7 (sh) S 3"), None);
-        assert_eq!(Stat::parse(b"7 (sh) S 3 7 7").unwrap().arguments, (0, 0));
+        assert_eq!(Stat::parse(b"7 (sh) S 3 7 7").unwrap().layout, Layout::default());
     }
 
     #[test]

@@ -77,8 +77,10 @@ impl Foreign {
         self.next = Instant::now() + LOOK_EVERY.max(begun.elapsed() * 20);
         let gone: Vec<u32> = self.unclear.difference(&present).copied().collect();
         for pid in new.into_iter().chain(gone) {
-            let (path, argv) = capture::image(pid, false)
-                .map_or_else(|_| Default::default(), |image| (image.path, image.argv));
+            let (path, argv) = Stat::of(pid)
+                .and_then(|stat| capture::image(pid, &stat).ok())
+                .map(|image| (image.path, image.argv))
+                .unwrap_or_default();
             if argv.is_empty() && self.unclear.insert(pid) {
                 self.known.remove(&pid);
                 continue;

@@ -39,8 +39,11 @@ pub enum Test {
     AskIfPointer(u8),
     /// Asked for if an argument of 32 bits is not zero.
     AskUnlessZero(u8),
-    /// Refused if the first two arguments are these.
-    FailIfPair { first: u32, second: u32 },
+    /// Refused if the first argument is one of these, or one of these while the second is zero.
+    FailIfFirst {
+        any: &'static [u32],
+        with_zero: &'static [u32],
+    },
     /// Refused if an argument has one of these bits.
     FailIfAny { argument: u8, bits: u32 },
     /// By the second argument, a command: some are refused, and one is asked for unless its argument of 32 bits is zero.
@@ -145,6 +148,11 @@ const fn guard(number: libc::c_long, name: &'static str) -> Rule {
 const fn absent(number: libc::c_long, name: &'static str) -> Rule {
     rule(number, name, Test::Fail(libc::ENOSYS), Kind::Absent)
 }
+
+const NO_VSOCK: Test = Test::FailIfFirst {
+    any: &[libc::AF_VSOCK as u32],
+    with_zero: &[],
+};
 
 /// Every call that the filter knows, the frequent ones first. All others are let through.
 pub const RULES: &[Rule] = &[
@@ -368,16 +376,19 @@ pub const RULES: &[Rule] = &[
         },
         Kind::Absent,
     ),
-    // A process that can't be read can't be recorded.
+    // A process that can't be read can't be recorded, and one that moves its parts in memory seems to have executed.
     rule(
         libc::SYS_prctl,
         "prctl",
-        Test::FailIfPair {
-            first: libc::PR_SET_DUMPABLE as u32,
-            second: 0,
+        Test::FailIfFirst {
+            any: &[libc::PR_SET_MM as u32],
+            with_zero: &[libc::PR_SET_DUMPABLE as u32],
         },
         Kind::Absent,
     ),
+    // From a virtual machine these lead to its host and to its own agent, past every rule for the network.
+    rule(libc::SYS_socket, "socket", NO_VSOCK, Kind::Absent),
+    rule(libc::SYS_socketpair, "socketpair", NO_VSOCK, Kind::Absent),
     // Threads of the supervisor come and go, so each target is looked up; it is a value, and can't change meanwhile.
     guard(libc::SYS_kill, "kill"),
     guard(libc::SYS_tkill, "tkill"),

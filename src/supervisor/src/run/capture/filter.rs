@@ -118,15 +118,23 @@ fn block(test: Test, kind: Kind, ask: Option<u32>) -> Vec<libc::sock_filter> {
             }
             block
         }
-        Test::FailIfPair { first, second } => vec![
-            op(LOAD, low(0), 0, 0),
-            op(IS, first, 1, 0),
-            give(ALLOW),
-            op(LOAD, low(1), 0, 0),
-            op(IS, second, 0, 1),
-            give(error(libc::EPERM)),
-            give(ALLOW),
-        ],
+        Test::FailIfFirst { any, with_zero } => {
+            let mut block = vec![op(LOAD, low(0), 0, 0)];
+            for value in any {
+                block.extend([op(IS, *value, 0, 1), give(error(libc::EPERM))]);
+            }
+            for value in with_zero {
+                block.extend([
+                    op(IS, *value, 0, 4),
+                    op(LOAD, low(1), 0, 0),
+                    op(IS, 0, 0, 1),
+                    give(error(libc::EPERM)),
+                    give(ALLOW),
+                ]);
+            }
+            block.push(give(ALLOW));
+            block
+        }
     }
 }
 
@@ -255,6 +263,14 @@ mod tests {
         let dumpable = |value| verdict(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, value, 0, 0, 0, 0]);
         assert_eq!(dumpable(0), error(libc::EPERM));
         assert_eq!(dumpable(1), ALLOW);
+        let first = |number, value: i32| verdict(number, [u64::from(value.cast_unsigned()), 2, 0, 0, 0, 0]);
+        assert_eq!(first(libc::SYS_prctl, libc::PR_SET_MM), error(libc::EPERM));
+        assert_eq!(first(libc::SYS_prctl, libc::PR_SET_NAME), ALLOW);
+        for number in [libc::SYS_socket, libc::SYS_socketpair] {
+            assert_eq!(first(number, libc::AF_VSOCK), error(libc::EPERM));
+            assert_eq!(first(number, libc::AF_UNIX), ALLOW);
+            assert_eq!(first(number, libc::AF_INET6), ALLOW);
+        }
         for number in [
             libc::SYS_io_uring_setup,
             libc::SYS_pidfd_send_signal,

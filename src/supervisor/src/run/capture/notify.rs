@@ -8,14 +8,15 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use agentsandbox_api::action::{Action, Basis};
+use agentsandbox_api::action::Action;
 
 use super::launch::Launching;
 use super::queue::Queue;
-use super::read::{self, Image, OfThread, Pages};
+use super::read::{self, OfThread, Pages};
 use super::see::{self, Sight};
 use super::sys::{Alarm, Listener, Notification};
 use super::{ROOM_EVERY, STACK_BYTES};
+use crate::run::stat::{Layout, Stat};
 
 /// How long after an exec `/proc` is looked at, if the process neither acts nor ends before.
 const OBSERVE_AFTER: Duration = Duration::from_millis(10);
@@ -25,15 +26,33 @@ const OBSERVE_AGAIN: Duration = Duration::from_millis(100);
 const PENDING_MAX: usize = 256;
 
 /// An exec that was claimed and not yet observed.
+#[derive(Clone, Copy)]
 struct Claim {
     pid: u32,
-    argv: Vec<String>,
-    /// What the process executed before.
-    before: Option<String>,
-    /// Whether it executes a program for the first time, as far as is remembered.
-    is_first: bool,
+    /// Who claimed it. If it executes, it is the process's first thread from then on.
+    thread: u32,
+    before: Before,
     due: Instant,
     again: bool,
+}
+
+/// A process that has not executed yet what it claims.
+#[derive(Clone, Copy)]
+struct Before {
+    /// An exec changes it. What the program itself writes, such as its arguments, says nothing.
+    layout: Layout,
+    /// Whether it executes a program for the first time, as far as is remembered.
+    is_first: bool,
+}
+
+/// What has become of a claim.
+enum Outcome {
+    /// It executed, and that is written down.
+    Executed(Layout),
+    /// It executes what it executed before: the exec failed, or has not happened yet.
+    Unchanged,
+    /// Its process is gone, or can't be looked at, which is counted.
+    Unknown,
 }
 
 /// What is to be done later, by a thread of its own: the one that answers waits for nothing but calls.
@@ -47,8 +66,8 @@ struct Later {
 #[derive(Default)]
 struct Waiting {
     claims: VecDeque<Claim>,
-    /// Calls that were written down and wait for room in the queue.
-    held: Vec<Notification>,
+    /// Calls that were written down and wait for room in the queue, and with which error they then fail, if so.
+    held: Vec<(Notification, Option<i32>)>,
     /// Nothing will come any more.
     is_over: bool,
 }
@@ -107,15 +126,13 @@ impl Notifier<'_> {
         }
         // Nobody waits for a process that is being started, but the one who would make room.
         let is_ours = self.launching.program_of(thread).is_some();
-        let executed = self.later.observe_earlier(thread);
+        let before = self.later.observe_earlier(thread);
         let call = see::Call {
             number: notification.number,
             arguments: &notification.arguments,
             thread,
             // Who had claimed an exec and is still there is a process.
-            process: executed
-                .as_ref()
-                .map_or_else(|| read::process_of(thread), |_| thread),
+            process: before.map_or_else(|| read::process_of(thread), |_| thread),
             is_traced: false,
         };
         let refuse = match see::look(&OfThread(thread), &mut self.pages, &call) {
@@ -123,7 +140,7 @@ impl Notifier<'_> {
                 // Else its process is gone, and what was read may be another's.
                 if listener.is_valid(notification) {
                     for action in actions {
-                        self.write_down(action, executed.as_deref());
+                        self.write_down(action, thread, before);
                     }
                 }
                 None
@@ -138,7 +155,6 @@ impl Notifier<'_> {
                 }
                 None
             }
-            Ok(Sight::Nothing) => None,
             Ok(Sight::Refuse(refused)) => {
                 queue.push(Action::Refused {
                     pid: call.process,
@@ -146,51 +162,48 @@ impl Notifier<'_> {
                 });
                 Some(libc::EPERM)
             }
-            Err(error) => {
-                if listener.is_valid(notification) {
-                    self.could_not_read(&call, &error);
-                }
-                None
-            }
+            Err(error) if listener.is_valid(notification) => self.could_not_read(&call, &error),
+            Ok(Sight::Nothing) | Err(_) => None,
         };
-        if refuse.is_none() && !is_ours && queue.is_full() {
-            self.later.hold(*notification);
+        if !is_ours && queue.is_full() {
+            self.later.hold(*notification, refuse);
         } else {
             listener.answer(notification, refuse);
         }
     }
 
-    /// An action of a process, of which it may be known what it executes now.
-    fn write_down(&self, action: Action, executed: Option<&str>) {
-        if let Action::Exec { pid, argv, .. } = &action {
-            self.claimed(*pid, argv.clone(), executed);
+    /// An action of a thread, of whose process it may be known what it was.
+    fn write_down(&self, action: Action, thread: u32, before: Option<Before>) {
+        if let Action::Exec { pid, .. } = action {
+            let is_first = self.later.queue.executed(pid);
+            self.later.observe_soon(Claim {
+                pid,
+                thread,
+                before: before.unwrap_or_else(|| Before {
+                    layout: Stat::of(pid).map_or_else(Layout::default, |stat| stat.layout),
+                    is_first,
+                }),
+                due: Instant::now() + OBSERVE_AFTER,
+                again: false,
+            });
         }
         self.later.queue.push(action);
     }
 
-    fn claimed(&self, pid: u32, argv: Vec<String>, executed: Option<&str>) {
-        let look = || read::program(pid).map(|(path, _)| path).ok();
-        self.later.observe_soon(Claim {
-            pid,
-            argv,
-            before: executed.map(str::to_owned).or_else(look),
-            is_first: self.later.queue.executed(pid),
-            due: Instant::now() + OBSERVE_AFTER,
-            again: false,
-        });
-    }
-
-    /// What was started by us is known without a look: until its exec it is as unreadable as we are. A bad address is
-    /// the program's own mistake, and fails in the kernel as well. All else hides something.
-    fn could_not_read(&self, call: &see::Call<'_>, error: &io::Error) {
+    /// What was started by us is known without a look: until its exec it is as unreadable as we are. A bad address fails
+    /// here, as it would in the kernel. All else hides something.
+    fn could_not_read(&self, call: &see::Call<'_>, error: &io::Error) -> Option<i32> {
         if see::is_exec(call.number)
             && let Some(program) = self.launching.program_of(call.thread)
         {
-            return self.write_down(see::start(call.process, program), None);
+            self.write_down(see::start(call.process, program), call.thread, None);
+            return None;
         }
-        if error.raw_os_error() != Some(libc::EFAULT) {
-            self.later.queue.unreadable();
+        if read::is_bad_address(error) {
+            return Some(libc::EFAULT);
         }
+        self.later.queue.unreadable();
+        None
     }
 }
 
@@ -218,16 +231,16 @@ impl Later {
     }
 
     /// Keeps a call until there is room in the queue.
-    fn hold(&self, notification: Notification) {
-        self.waiting().held.push(notification);
+    fn hold(&self, notification: Notification, refuse: Option<i32>) {
+        self.waiting().held.push((notification, refuse));
         self.alarm.set(ROOM_EVERY);
     }
 
     /// Lets all go on that were held up, once there is room.
     fn let_go(&self, waiting: &mut Waiting) {
         if !waiting.held.is_empty() && !self.queue.is_full() {
-            for notification in waiting.held.drain(..) {
-                self.listener.answer(&notification, None);
+            for (notification, refuse) in waiting.held.drain(..) {
+                self.listener.answer(&notification, refuse);
             }
         }
     }
@@ -238,59 +251,73 @@ impl Later {
         while waiting.claims.len() > PENDING_MAX
             && let Some(oldest) = waiting.claims.pop_front()
         {
-            self.observe(&mut waiting, oldest, false);
+            self.observe_or_wait(&mut waiting, oldest);
         }
         self.alarm.set(OBSERVE_AFTER);
     }
 
-    /// A process that acts again has done what it claimed before; what it executes, if that was looked at.
-    fn observe_earlier(&self, thread: u32) -> Option<String> {
+    /// A thread that acts again has done what it claimed before, or failed. Another one of its process says nothing, unless
+    /// it took its place, as a thread that executes takes that of the first. What is known of a process so.
+    fn observe_earlier(&self, thread: u32) -> Option<Before> {
         let mut waiting = self.waiting();
-        let at = waiting.claims.iter().position(|claim| claim.pid == thread)?;
-        let claim = waiting.claims.remove(at)?;
-        self.observe(&mut waiting, claim, true)
+        let is_meant = |claim: &Claim| claim.thread == thread || claim.pid == thread;
+        let at = waiting.claims.iter().position(is_meant)?;
+        let claim = *waiting.claims.get(at)?;
+        let before = match self.observe(&claim) {
+            Outcome::Executed(layout) => Some(Before {
+                layout,
+                is_first: false,
+            }),
+            Outcome::Unchanged if claim.thread != thread => return None,
+            Outcome::Unchanged => Some(claim.before),
+            Outcome::Unknown => None,
+        };
+        waiting.claims.remove(at);
+        before.filter(|_| claim.pid == thread)
     }
 
     fn observe_due(&self, waiting: &mut Waiting) {
         let now = Instant::now();
         for claim in std::mem::take(&mut waiting.claims) {
             if claim.due <= now {
-                self.observe(waiting, claim, false);
+                self.observe_or_wait(waiting, claim);
             } else {
                 waiting.claims.push_back(claim);
             }
         }
     }
 
-    /// Looks at what a process executes; `last` says that it will not change any more.
-    fn observe(&self, waiting: &mut Waiting, claim: Claim, last: bool) -> Option<String> {
-        let Image {
-            path,
-            argv,
-            cut,
-            parent,
-        } = read::image(claim.pid, claim.is_first).ok()?;
-        let executed = path.clone();
-        // The same program with other arguments than claimed: the exec failed, or has not happened yet.
-        if argv != claim.argv && claim.before.as_ref() == Some(&path) {
-            if !last && !claim.again {
-                waiting.claims.push_back(Claim {
-                    due: Instant::now() + OBSERVE_AGAIN,
-                    again: true,
-                    before: Some(path),
-                    ..claim
-                });
-            }
-        } else {
-            self.queue.push(Action::Exec {
-                basis: Basis::Observed,
-                pid: claim.pid,
-                parent,
-                path,
-                argv,
-                cut,
+    /// Looks at what a process executes, and once more later if that is what it executed before.
+    fn observe_or_wait(&self, waiting: &mut Waiting, claim: Claim) {
+        if matches!(self.observe(&claim), Outcome::Unchanged) && !claim.again {
+            waiting.claims.push_back(Claim {
+                due: Instant::now() + OBSERVE_AGAIN,
+                again: true,
+                ..claim
             });
         }
-        Some(executed)
+    }
+
+    /// Looks at what a process executes, and writes it down if that is not what it executed before.
+    fn observe(&self, claim: &Claim) -> Outcome {
+        let Some(stat) = Stat::of(claim.pid) else {
+            return Outcome::Unknown;
+        };
+        if stat.layout == claim.before.layout {
+            return Outcome::Unchanged;
+        }
+        match read::image(claim.pid, &stat) {
+            // It is just being loaded.
+            Ok(_) if stat.layout.arguments.1 == 0 => Outcome::Unchanged,
+            Ok(image) => {
+                let parent = claim.before.is_first.then_some(stat.parent);
+                self.queue.push(image.observed(claim.pid, parent));
+                Outcome::Executed(stat.layout)
+            }
+            Err(error) => {
+                self.queue.not_observed(&error);
+                Outcome::Unknown
+            }
+        }
     }
 }

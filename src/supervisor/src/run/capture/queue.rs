@@ -127,6 +127,13 @@ impl Queue {
         self.state().figures.unreadable += 1;
     }
 
+    /// What a process executes could not be looked at: if it is still there, it hides.
+    pub fn not_observed(&self, error: &std::io::Error) {
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            self.unreadable();
+        }
+    }
+
     /// Remembers a process that executes a program; whether it was not remembered before.
     pub fn executed(&self, pid: u32) -> bool {
         let mut state = self.state();

@@ -2,6 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use agentsandbox_api::action::{Action, Basis};
 
 use super::calls::Place;
 use super::sys;
@@ -22,6 +25,8 @@ const PAGES_MAX: usize = 32;
 const PAGES_NEAR: u64 = 4;
 /// Most texts are short.
 const FIRST_PIECE: usize = 256;
+/// Bytes of a `struct sockaddr_in`.
+const INET_BYTES: usize = 16;
 const AT_FDCWD: i32 = libc::AT_FDCWD;
 
 /// A text, and whether it was longer.
@@ -45,9 +50,39 @@ pub trait Memory {
 pub struct OfThread(pub u32);
 
 impl Memory for OfThread {
+    /// For a call the kernel also reads what its process itself may not read, such as memory that is only for writing.
+    fn read(&self, address: u64, into: &mut [u8]) -> io::Result<usize> {
+        self.read_pieces(&[(address, into.len())], into).or_else(|error| {
+            let is_bad = is_bad_address(&error);
+            let anyhow = || File::open(format!("/proc/{}/mem", self.0))?.read_at(into, address);
+            is_bad
+                .then(anyhow)
+                .and_then(Result::ok)
+                .filter(|read| *read > 0)
+                .ok_or(error)
+        })
+    }
+
     fn read_pieces(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> io::Result<usize> {
         sys::read_memory(self.0, pieces, into)
     }
+}
+
+/// Whether an address leads nowhere, as far as can be seen.
+pub fn is_bad_address(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
+}
+
+/// Reads as much as there is room for.
+fn read_whole(memory: &impl Memory, address: u64, into: &mut [u8]) -> io::Result<()> {
+    let mut read = 0;
+    while read < into.len() {
+        match memory.read(address.wrapping_add(read as u64), &mut into[read..])? {
+            0 => return Err(io::Error::from_raw_os_error(libc::EFAULT)),
+            more => read += more,
+        }
+    }
+    Ok(())
 }
 
 /// Room for pages, kept from one system call to the next: to get it anew costs more than to fill it.
@@ -144,7 +179,7 @@ pub fn text(memory: &impl Memory, address: u64, longest: usize) -> io::Result<Te
         let length = to_page_end(at).min(FIRST_PIECE).min(longest - bytes.len());
         let read = memory.read(at, &mut piece[..length])?;
         if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
         }
         if let Some(end) = piece[..read].iter().position(|byte| *byte == 0) {
             bytes.extend_from_slice(&piece[..end]);
@@ -260,21 +295,24 @@ pub struct Peer {
     pub ip: bool,
 }
 
-/// A socket address; `None` for families that lead nowhere (`AF_UNSPEC`, netlink).
-pub fn peer(memory: &impl Memory, address: u64, length: u64) -> io::Result<Option<Peer>> {
+/// A socket address; `None` for families that lead nowhere (`AF_UNSPEC`, netlink). `is_sent_to` says that something is sent
+/// there, and not only connected.
+pub fn peer(memory: &impl Memory, address: u64, length: u64, is_sent_to: bool) -> io::Result<Option<Peer>> {
     let mut bytes = [0; 128];
     let length = usize::try_from(low(length))
         .unwrap_or(usize::MAX)
         .min(bytes.len());
-    let read = memory.read(address, &mut bytes[..length])?;
-    Ok(parse_peer(&bytes[..read]))
+    read_whole(memory, address, &mut bytes[..length])?;
+    Ok(parse_peer(&bytes[..length], is_sent_to))
 }
 
-fn parse_peer(bytes: &[u8]) -> Option<Peer> {
+fn parse_peer(bytes: &[u8], is_sent_to: bool) -> Option<Peer> {
     let family = i32::from(u16::from_ne_bytes(bytes.first_chunk().copied()?));
     let port = || Some(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
     match family {
-        libc::AF_INET => {
+        // A datagram goes there as well.
+        libc::AF_UNSPEC if !is_sent_to || bytes.len() < INET_BYTES => None,
+        libc::AF_INET | libc::AF_UNSPEC => {
             let address: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
             Some(Peer {
                 address: std::net::Ipv4Addr::from(address).to_string(),
@@ -311,13 +349,11 @@ fn parse_peer(bytes: &[u8]) -> Option<Peer> {
 /// The address in a `struct msghdr`, if it has one.
 pub fn message_peer(memory: &impl Memory, header: u64) -> io::Result<Option<Peer>> {
     let mut bytes = [0; 16];
-    if memory.read(header, &mut bytes)? < bytes.len() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    read_whole(memory, header, &mut bytes)?;
     let number = |at: usize| bytes[at..].first_chunk().copied().map_or(0, u64::from_ne_bytes);
     match number(0) {
         0 => Ok(None),
-        address => peer(memory, address, number(8)),
+        address => peer(memory, address, number(8), true),
     }
 }
 
@@ -327,17 +363,28 @@ pub struct Image {
     pub path: String,
     pub argv: Vec<String>,
     pub cut: bool,
-    /// Its parent, if asked for; 0 if that is outside of this pid namespace.
-    pub parent: Option<u32>,
 }
 
-/// What the kernel says that a process executes, and who started it, if that is asked for. Each file of `/proc` that is
-/// opened costs more than to read it.
-pub fn image(pid: u32, with_parent: bool) -> io::Result<Image> {
+impl Image {
+    /// As an action of a process; its parent is told with the first program.
+    pub fn observed(self, pid: u32, parent: Option<u32>) -> Action {
+        let Self { path, argv, cut } = self;
+        Action::Exec {
+            basis: Basis::Observed,
+            pid,
+            parent,
+            path,
+            argv,
+            cut,
+        }
+    }
+}
+
+/// What the kernel says that a process executes; `stat` was read before. Each file of `/proc` that is opened costs more
+/// than to read it.
+pub fn image(pid: u32, stat: &Stat) -> io::Result<Image> {
     let (path, path_cut) = program(pid)?;
-    let stat = with_parent.then(|| Stat::of(pid)).flatten();
-    let arguments = stat.as_ref().and_then(|stat| arguments(stat, pid));
-    let bytes = match arguments {
+    let bytes = match arguments(stat, pid) {
         Some(bytes) => bytes,
         None => command_line(pid)?,
     };
@@ -354,7 +401,6 @@ pub fn image(pid: u32, with_parent: bool) -> io::Result<Image> {
         path,
         argv,
         cut: path_cut || !whole,
-        parent: stat.map(|stat| stat.parent),
     })
 }
 
@@ -376,7 +422,7 @@ fn command_line(pid: u32) -> io::Result<Vec<u8>> {
 
 /// Arguments as a process holds them, and one byte more than are kept.
 fn arguments(stat: &Stat, pid: u32) -> Option<Vec<u8>> {
-    let (begin, end) = stat.arguments;
+    let (begin, end) = stat.layout.arguments;
     let length = usize::try_from(end.checked_sub(begin)?).ok()?;
     if begin == 0 || length == 0 {
         return None;
@@ -540,12 +586,12 @@ mod tests {
         }
         let stat = Stat::of(pid).unwrap();
         assert_eq!(arguments(&stat, pid).unwrap(), command_line(pid).unwrap());
-        let image = image(pid, true).unwrap();
+        let image = image(pid, &stat).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(image.argv, ["/bin/sh", "-c", "read line", "name", ""]);
         assert_eq!(Path::new(&image.path), std::fs::canonicalize("/bin/sh").unwrap());
-        assert_eq!((image.parent, image.cut), (Some(std::process::id()), false));
+        assert_eq!((stat.parent, image.cut), (std::process::id(), false));
     }
 
     #[test]
@@ -560,13 +606,23 @@ mod tests {
     #[test]
     fn addresses_of_each_family_are_read() {
         let inet = [2, 0, 0, 80, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-        let peer = parse_peer(&inet).unwrap();
+        let peer = parse_peer(&inet, false).unwrap();
         assert_eq!((peer.address.as_str(), peer.port), ("10.0.0.1", Some(80)));
-        assert_eq!(parse_peer(b"\x01\0/run/x\0").unwrap().address, "/run/x");
-        assert_eq!(parse_peer(b"\x01\0\0name").unwrap().address, "@name");
-        assert_eq!(parse_peer(&[0, 0]), None);
-        assert_eq!(parse_peer(&[2]), None);
-        assert_eq!(parse_peer(&[2, 0, 1]), None);
+        assert_eq!(parse_peer(b"\x01\0/run/x\0", false).unwrap().address, "/run/x");
+        assert_eq!(parse_peer(b"\x01\0\0name", false).unwrap().address, "@name");
+        for bytes in [&[0, 0][..], &[2], &[2, 0, 1]] {
+            assert_eq!(parse_peer(bytes, true), None);
+        }
+    }
+
+    #[test]
+    fn a_datagram_without_a_family_goes_where_one_of_ipv4_does() {
+        let unspecified = [0, 0, 0, 80, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        let sent = parse_peer(&unspecified, true).unwrap();
+        assert_eq!((sent.address.as_str(), sent.port), ("10.0.0.1", Some(80)));
+        // To connect so is to disconnect, and the kernel takes no shorter one.
+        assert_eq!(parse_peer(&unspecified, false), None);
+        assert_eq!(parse_peer(&unspecified[..15], true), None);
     }
 
     proptest! {
@@ -583,7 +639,7 @@ mod tests {
                 if let Ok((found, _)) = texts(&mut Ahead::of(&memory, &mut pages), address, longest) {
                     prop_assert!(found.len() <= ARGUMENTS_MAX);
                 }
-                let _ = peer(&memory, address, at);
+                let _ = peer(&memory, address, at, true);
                 let _ = message_peer(&memory, address);
             }
         }

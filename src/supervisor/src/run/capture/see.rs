@@ -12,6 +12,8 @@ use crate::run::stat::Stat;
 
 /// Of an array of messages so many are looked at, as the kernel takes at most so many at once.
 const MESSAGES_MAX: u32 = 1024;
+/// To more addresses nothing is sent by one call: what it adds to the log must stay little.
+const PEERS_MAX: usize = 64;
 /// Bytes of a `struct mmsghdr`.
 const MESSAGE_BYTES: u64 = 64;
 /// `ptrace` request by which a process lets its parent trace it.
@@ -36,7 +38,7 @@ pub enum Sight {
     Exit(i32),
     /// Nothing of interest.
     Nothing,
-    /// It would reach the supervisor; the text names it.
+    /// It would reach the supervisor, or do more at once than can be written down; the text names it.
     Refuse(String),
 }
 
@@ -57,7 +59,8 @@ pub fn start(pid: u32, (path, argv): (String, Vec<String>)) -> Action {
     }
 }
 
-/// What a call does. An error says that its memory could not be read.
+/// What a call does. An error says that its memory could not be read; if that is a bad address, the call must fail with it:
+/// another thread could make the address good before the kernel looks there.
 pub fn look(memory: &impl Memory, pages: &mut Pages, call: &Call<'_>) -> io::Result<Sight> {
     let Some(rule) = calls::find(call.number) else {
         return Ok(Sight::Nothing);
@@ -113,6 +116,7 @@ pub fn look(memory: &impl Memory, pages: &mut Pages, call: &Call<'_>) -> io::Res
                 memory,
                 arguments[usize::from(address)],
                 arguments[usize::from(length)],
+                flags.is_some(),
             )?;
             let transport = flags.map(|flags| transport(arguments[usize::from(flags)]));
             Ok(connects(pid, peer, transport))
@@ -133,6 +137,9 @@ pub fn look(memory: &impl Memory, pages: &mut Pages, call: &Call<'_>) -> io::Res
                             actions.push(action);
                         }
                     }
+                }
+                if actions.len() > PEERS_MAX {
+                    return Ok(Sight::Refuse(describe(rule, arguments)));
                 }
             }
             Ok(if actions.is_empty() {

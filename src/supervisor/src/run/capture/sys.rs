@@ -304,3 +304,30 @@ impl std::os::fd::AsFd for Bell {
         self.0.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::read::{Memory, OfThread, is_bad_address};
+
+    #[test]
+    fn memory_that_is_only_for_writing_is_read_and_what_is_not_there_is_a_bad_address() {
+        // SAFETY: a new anonymous mapping is this test's own; it is written within its bounds, and unmapped once.
+        let (address, unmapped) = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let map = |protection| libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+            let (kept, gone) = (map(libc::PROT_WRITE), map(libc::PROT_READ));
+            assert!(kept != libc::MAP_FAILED && gone != libc::MAP_FAILED);
+            std::ptr::copy_nonoverlapping(b"text".as_ptr(), kept.cast(), 4);
+            libc::munmap(gone, 4096);
+            (kept as u64, gone as u64)
+        };
+        let me = OfThread(super::thread());
+        let mut bytes = [0; 4];
+        assert!(is_bad_address(
+            &me.read_pieces(&[(address, 4)], &mut bytes).unwrap_err()
+        ));
+        assert_eq!(me.read(address, &mut bytes).unwrap(), 4);
+        assert_eq!(&bytes, b"text");
+        assert!(is_bad_address(&me.read(unmapped, &mut bytes).unwrap_err()));
+    }
+}

@@ -13,15 +13,16 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentsandbox_api::action::{Action, Basis};
+use agentsandbox_api::action::Action;
 
 use super::launch::{Launcher, Order};
 use super::ptrace::{self, Stop, Waited};
 use super::queue::Queue;
-use super::read::{self, Image, OfThread, Pages};
+use super::read::{self, OfThread, Pages};
 use super::see::{self, Sight};
 use super::sys::Bell;
 use super::{ROOM_EVERY, STACK_BYTES, filter};
+use crate::run::stat::Stat;
 use crate::sys::{Ended, Reaped, Signals, never_wait, wait_readable};
 
 /// Nothing else would be missed for so long.
@@ -216,24 +217,28 @@ impl Tracer {
             process: read::process_of(thread),
             is_traced: true,
         };
-        match see::look(&OfThread(thread), &mut self.pages, &call) {
+        let refuse = match see::look(&OfThread(thread), &mut self.pages, &call) {
             Ok(Sight::Seen(actions)) => {
                 for action in actions {
                     self.write_down(action);
                 }
+                None
             }
-            Ok(Sight::Nothing | Sight::Exit(_)) => {}
+            Ok(Sight::Nothing | Sight::Exit(_)) => None,
             Ok(Sight::Refuse(refused)) => {
                 self.queue.push(Action::Refused {
                     pid: call.process,
                     call: refused,
                 });
-                if ptrace::refuse(pid, libc::EPERM).is_err() {
-                    // A call that can't be refused must not be made.
-                    crate::sys::signal(pid, libc::SIGKILL);
-                }
+                Some(libc::EPERM)
             }
             Err(error) => self.could_not_read(&call, &error),
+        };
+        if let Some(error) = refuse
+            && ptrace::refuse(pid, error).is_err()
+        {
+            // A call that can't be refused must not be made.
+            crate::sys::signal(pid, libc::SIGKILL);
         }
         let is_ours = self.starting.as_ref().is_some_and(|starting| starting.pid == pid);
         if !is_ours && self.queue.is_full() {
@@ -250,38 +255,32 @@ impl Tracer {
         self.queue.push(action);
     }
 
-    /// What was started by us is known without a look: until its exec it is as unreadable as we are. A bad address is the
-    /// program's own mistake. All else hides something.
-    fn could_not_read(&self, call: &see::Call<'_>, error: &io::Error) {
+    /// What was started by us is known without a look: until its exec it is as unreadable as we are. A bad address fails
+    /// here, as it would in the kernel. All else hides something.
+    fn could_not_read(&self, call: &see::Call<'_>, error: &io::Error) -> Option<i32> {
         let ours = self
             .starting
             .as_ref()
             .filter(|starting| u32::try_from(starting.pid) == Ok(call.thread) && see::is_exec(call.number));
         if let Some(starting) = ours {
             self.write_down(see::start(call.process, starting.program.clone()));
-        } else if error.raw_os_error() != Some(libc::EFAULT) {
+        } else if read::is_bad_address(error) {
+            return Some(libc::EFAULT);
+        } else {
             self.queue.unreadable();
         }
+        None
     }
 
     /// What has just been loaded, before its first instruction.
     fn observe(&self, pid: i32) {
         let pid = u32::try_from(pid).unwrap_or_default();
-        if let Ok(Image {
-            path,
-            argv,
-            cut,
-            parent,
-        }) = read::image(pid, true)
-        {
-            self.write_down(Action::Exec {
-                basis: Basis::Observed,
-                pid,
-                parent,
-                path,
-                argv,
-                cut,
-            });
+        let Some(stat) = Stat::of(pid) else {
+            return;
+        };
+        match read::image(pid, &stat) {
+            Ok(image) => self.write_down(image.observed(pid, Some(stat.parent))),
+            Err(error) => self.queue.not_observed(&error),
         }
     }
 
