@@ -69,6 +69,13 @@ impl Cluster {
         self.programs.kubectl()
     }
 
+    /// Where the node keeps a pod's volumes that begin empty, each by its name.
+    #[must_use]
+    pub fn volumes_of(&self, pod_uid: &str) -> PathBuf {
+        let pods = self.layout.file("kubelet/pods");
+        pods.join(pod_uid).join("volumes/kubernetes.io~empty-dir")
+    }
+
     /// The API server's audit log: one JSON object a line for each write.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {

@@ -100,4 +100,10 @@ tell("script", subprocess.run(["./script.py", "by-script"], check=False).returnc
 tell("nothing", LIBC.execve(b"/missing", ctypes.pointer((ctypes.c_char_p * 2)(b"never-executed")), None))
 tell("PR_SET_MM", LIBC.prctl(PR_SET_MM, 1, 0, 0, 0))
 tell("AF_VSOCK", LIBC.socket(AF_VSOCK, 1, 0))
+# What it forbids itself to read is its own all the same.
+os.mkdir("closed")
+with open("closed/file", "w") as closed:
+    closed.write("abc")
+os.chmod("closed/file", 0)
+os.chmod("closed", 0)
 print("RESULT " + json.dumps(OUTCOMES))

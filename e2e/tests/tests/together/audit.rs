@@ -268,6 +268,11 @@ async fn what_can_not_be_read_is_not_done() {
         let argv = json!(["/usr/bin/python3", "./script.py", "by-script"]);
         let place = logged.place(&json!({"activity": "exec", "basis": "observed", "argv": argv}));
         assert!(logged.records[place]["parent"].is_u64(), "{class}");
+        logged.place(&json!({
+            "activity": "change", "change": "created", "path": "closed/file",
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        }));
+        assert_eq!(logged.of("changes")[0]["incomplete"], Value::Null, "{class}");
         let claimed_only = json!(["never-executed"]);
         let executed = logged
             .of("exec")

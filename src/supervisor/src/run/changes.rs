@@ -1,15 +1,16 @@
 //! What a run made of its workspace: a picture of all files before the command starts, compared with what is there after
 //! everything has been killed.
 //!
-//! Folders are walked by descriptor: no link is followed, no mount entered, and nothing but regular files is opened.
+//! Folders are walked by descriptor: no link is followed, no mount entered, and nothing but regular files is opened. What a
+//! command took from itself the right to read is read all the same: it is ours as well.
 //! Everything is bounded, and what was not looked at is said.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -110,8 +111,8 @@ impl Before {
             };
             files += 1;
             if files <= listed {
-                let hash =
-                    (meta.size() <= hashed).then(|| open().and_then(|file| hash(file, meta.size(), until)));
+                let hash = (meta.size() <= hashed)
+                    .then(|| open().and_then(|read| hash(&read.file, meta.size(), until)));
                 let sha256 = hash.and_then(Result::ok).flatten();
                 hashed -= if sha256.is_some() { meta.size() } else { 0 };
                 changes.push(Action::Change {
@@ -148,7 +149,7 @@ impl Before {
 }
 
 /// SHA-256 of a file's content; `None` if it is not what its size says, or takes too long.
-fn hash(file: File, size: u64, until: Instant) -> io::Result<Option<String>> {
+fn hash(file: &File, size: u64, until: Instant) -> io::Result<Option<String>> {
     let mut hash = Sha256::new();
     let mut buffer = [0; 16 << 10];
     let mut read = 0;
@@ -177,7 +178,7 @@ struct Walk {
 }
 
 /// Gets the path of a regular file relative to the folder, what is known of it, and a way to open it.
-type Visit<'a> = dyn FnMut(PathBuf, &Metadata, &dyn Fn() -> io::Result<File>) + 'a;
+type Visit<'a> = dyn FnMut(PathBuf, &Metadata, &dyn Fn() -> io::Result<Opened>) + 'a;
 
 impl Walk {
     fn new(bounds: Bounds) -> Self {
@@ -192,7 +193,7 @@ impl Walk {
 
     fn folder(&mut self, folder: &Path, visit: &mut Visit<'_>) {
         match open(folder, libc::O_DIRECTORY) {
-            Ok(folder) => self.below(&folder, Path::new(""), 0, visit),
+            Ok(folder) => self.below(&folder.file, Path::new(""), 0, visit),
             Err(error) => self.incomplete = Some(format!("{}: {error}", folder.display())),
         }
     }
@@ -234,7 +235,7 @@ impl Walk {
             visit(name, &meta, &|| open(&path, libc::O_NONBLOCK));
         } else if meta.is_dir() {
             match open(&path, libc::O_DIRECTORY) {
-                Ok(folder) => self.below(&folder, &name, depth + 1, visit),
+                Ok(folder) => self.below(&folder.file, &name, depth + 1, visit),
                 Err(_) => self.stop(format!("{} can't be read", name.display())),
             }
         }
@@ -246,12 +247,51 @@ impl Walk {
     }
 }
 
+/// Something that was opened for reading, with the permissions that it had if these forbade it. It gets them back.
+struct Opened {
+    file: File,
+    forbidding: Option<Permissions>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(permissions) = self.forbidding.take() {
+            let _ = self.file.set_permissions(permissions);
+        }
+    }
+}
+
 /// Opens for reading what is itself no link.
-fn open(path: &Path, flags: i32) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(flags | libc::O_NOFOLLOW)
-        .open(path)
+fn open(path: &Path, flags: i32) -> io::Result<Opened> {
+    let reading = |path: &Path, flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = match reading(path, flags | libc::O_NOFOLLOW) {
+        // A folder may be listed and what is in it not be reached.
+        Ok(folder) if flags & libc::O_DIRECTORY != 0 && folder.metadata()?.mode() & 0o100 == 0 => None,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        opened => Some(opened?),
+    };
+    if let Some(file) = file {
+        return Ok(Opened {
+            file,
+            forbidding: None,
+        });
+    }
+    let found = reading(path, libc::O_PATH | libc::O_NOFOLLOW)?;
+    let permissions = found.metadata()?.permissions();
+    // Leads to just this one, whatever has its name.
+    let link = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    std::fs::set_permissions(&link, Permissions::from_mode(permissions.mode() | 0o500))?;
+    let opened = reading(&link, flags);
+    match opened {
+        Ok(file) => Ok(Opened {
+            file,
+            forbidding: Some(permissions),
+        }),
+        Err(error) => {
+            let _ = std::fs::set_permissions(&link, permissions);
+            Err(error)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -320,6 +360,51 @@ mod tests {
                 .iter()
                 .any(|action| matches!(action, Action::Change { sha256: Some(hash), .. } if hash == abc))
         );
+    }
+
+    #[test]
+    fn what_the_command_forbade_itself_to_read_is_told_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mode = |name: &str| fs::metadata(at(name)).unwrap().mode() & 0o7777;
+        let forbid = |name: &str, mode| fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+        fs::write(at("gone"), "1").unwrap();
+        let before = Before::take(folder.path().to_str().unwrap());
+        fs::remove_file(at("gone")).unwrap();
+        for (name, forbidding) in [("closed", 0), ("listed", 0o400), ("entered", 0o100)] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("file"), "abc").unwrap();
+            forbid(&format!("{name}/file"), 0);
+            forbid(name, forbidding);
+        }
+        let found = before.compare();
+        assert_eq!(
+            changes(&found),
+            [
+                (Change::Created, "closed/file", Some(3)),
+                (Change::Created, "entered/file", Some(3)),
+                (Change::Created, "listed/file", Some(3)),
+                (Change::Deleted, "gone", None),
+            ]
+        );
+        assert_eq!(summary(&found), (4, 0, None));
+        let hashed = |action: &&Action| {
+            matches!(
+                action,
+                Action::Change {
+                    sha256: Some(_),
+                    mode: Some(0),
+                    ..
+                }
+            )
+        };
+        assert_eq!(found.iter().filter(hashed).count(), 3);
+        assert_eq!(
+            (mode("closed"), mode("listed"), mode("entered")),
+            (0, 0o400, 0o100)
+        );
+        forbid("closed", 0o700);
+        assert_eq!(mode("closed/file"), 0);
     }
 
     #[test]
