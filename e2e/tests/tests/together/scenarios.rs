@@ -8,6 +8,7 @@ use e2e::scenarios::{SCENARIOS, Scenario};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
+use serde_json::Value;
 
 fn apply(harness: &Harness, manifest: &str) {
     let path = repository().join("examples").join(manifest);
@@ -49,6 +50,16 @@ async fn check(sandbox: &str) {
     if sandbox == "package-install" {
         let (audit, missing) = harness.audited(scenario).unwrap();
         assert_eq!(missing, None, "{audit}");
+    }
+    if sandbox == "endless-loop" {
+        let actions = harness.actions_of(sandbox, &status).await.unwrap();
+        for (activity, field, value) in [
+            ("warning", "resource", "time"),
+            ("signal", "reason", "DeadlineExceeded"),
+        ] {
+            let is_told = |action: &Value| action["activity"] == activity && action[field] == value;
+            assert!(actions.iter().any(is_told), "{activity}: {actions:#?}");
+        }
     }
     let success = scenario.reason.is_success();
     assert_eq!(
