@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from agentsandbox import Client
+from faces import FACES, open_client
 
 IMAGE = "agent-sandbox.local/agent:1"
 
 
-@pytest.fixture
-def client() -> Iterator[Client]:
-    with Client(os.environ["AGENTSANDBOX_NAMESPACE"]) as client:
+@pytest.fixture(params=FACES)
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    with open_client(request.param, os.environ["AGENTSANDBOX_NAMESPACE"]) as client:
         yield client

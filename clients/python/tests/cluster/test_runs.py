@@ -21,6 +21,7 @@ from agentsandbox import (
     StepRefused,
     WaitTimeout,
 )
+from agentsandbox.view import new_name
 
 IMAGE = "agent-sandbox.local/agent:1"
 PATIENCE = 120.0
@@ -70,20 +71,22 @@ def test_a_failure_is_a_result_and_raises_only_when_checked(client: Client) -> N
 
 
 def test_the_same_name_and_run_is_the_same_sandbox(client: Client, job: SandboxSpec) -> None:
-    with client.create("same", **job) as first:
-        assert client.create("same", **job).uid == first.uid
-        assert client.get("same").uid == first.uid
+    name = new_name("same")
+    with client.create(name, **job) as first:
+        assert client.create(name, **job).uid == first.uid
+        assert client.get(name).uid == first.uid
         assert first.uid in [sandbox.uid for sandbox in client.list()]
         with pytest.raises(AlreadyExists):
-            client.create("same", adopt=False, **job)
+            client.create(name, adopt=False, **job)
         with pytest.raises(AlreadyExists, match="different: env"):
-            client.create("same", **(job | {"env": {"GREETING": "bye"}}))
+            client.create(name, **(job | {"env": {"GREETING": "bye"}}))
 
 
 def test_another_sandbox_of_the_same_name_is_never_touched(client: Client, job: SandboxSpec) -> None:
-    old = client.create("replaced", **job)
+    name = new_name("replaced")
+    old = client.create(name, **job)
     old.delete(wait=True, timeout=PATIENCE)
-    with client.create("replaced", **job) as new:
+    with client.create(name, **job) as new:
         old.delete()
         with pytest.raises(NotFound):
             old.refresh()

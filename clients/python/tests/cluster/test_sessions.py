@@ -18,16 +18,23 @@ from agentsandbox import (
     StepRefused,
     UnexpectedTar,
 )
+from faces import open_client
 
 IMAGE = "agent-sandbox.local/agent:1"
 PATIENCE = 120.0
 SESSION = Session(idle_timeout_seconds=120)
 
 
-@pytest.fixture(params=["container", "default"], ids=["runc", "gvisor"])
-def sandbox(request: pytest.FixtureRequest, client: Client) -> Iterator[Sandbox]:
-    with client.create(image=IMAGE, policy=request.param, session=SESSION) as sandbox:
-        yield sandbox
+# What a runtime does with a connection is the same for both faces.
+@pytest.fixture(
+    params=[("threads", "container"), ("asyncio", "container"), ("threads", "default")],
+    ids=["runc", "runc-asyncio", "gvisor"],
+)
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    face, policy = request.param
+    with open_client(face, os.environ["AGENTSANDBOX_NAMESPACE"]) as client:
+        with client.create(image=IMAGE, policy=policy, session=SESSION) as sandbox:
+            yield sandbox
 
 
 def test_a_step_gives_back_output_and_exit_code(sandbox: Sandbox) -> None:
@@ -48,6 +55,17 @@ def test_a_step_has_its_own_time_limit(sandbox: Sandbox) -> None:
 def test_a_stream_larger_than_any_buffer_is_byte_exact(sandbox: Sandbox) -> None:
     data = bytes(range(256)) * (16 << 10)
     assert sandbox.step(["cat"], stdin=data).stdout == data
+
+
+def test_a_stream_gives_output_as_it_comes_and_takes_input(sandbox: Sandbox) -> None:
+    with sandbox.stream_step(["sh", "-c", 'read line; echo "got $line"; cat >&2'], stdin=True, timeout=60) as stream:
+        stream.write(b"one\n")
+        output = iter(stream)
+        assert next(output).data == b"got one\n"
+        stream.write(b"two\n")
+        stream.close_stdin()
+        assert b"".join(chunk.data for chunk in output if chunk.stream == "stderr") == b"two\n"
+        assert stream.exit_code == 0
 
 
 def test_endless_output_is_bounded_and_the_session_goes_on(sandbox: Sandbox) -> None:
