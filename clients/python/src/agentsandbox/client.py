@@ -51,7 +51,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close its connections; sandboxes stay."""
+        """Close its connections; sandboxes stay. Steps that other threads wait for raise `ClientClosed` there."""
         self._transport.close()
 
     def create(self, name: str | None = None, *, adopt: bool = True, **spec: Unpack[SandboxSpec]) -> Sandbox:

@@ -22,7 +22,7 @@ class ConnectionFailed(AgentSandboxError):
 
 
 class ClientClosed(AgentSandboxError):
-    """The client was closed before."""
+    """The client was closed, before the call or during it."""
 
 
 class ProtocolError(AgentSandboxError):

@@ -7,7 +7,10 @@ event loop's work, so one runs in a thread of its own, started with the first st
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
+import weakref
 from collections.abc import Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -29,6 +32,7 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._streams: weakref.WeakSet[AsyncStepStream] = weakref.WeakSet()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; an interrupt of the caller cancels it."""
@@ -43,18 +47,34 @@ class Loop:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError as error:
+            raise ClientClosed("the client was closed meanwhile") from error
         except BaseException:
             future.cancel()
             raise
 
+    async def open(self, config: Config, request: Request, seconds: float | None) -> AsyncStepStream:
+        """Execute a command, over a connection that ends with the loop at the latest."""
+        stream = await open_step(config, request, seconds)
+        self._streams.add(stream)
+        return stream
+
     def close(self) -> None:
-        """End the loop and its thread."""
+        """End what runs in the loop, its connections, and its thread."""
         with self._lock:
-            loop, thread, self._closed = self._loop, self._thread, True
-        if loop is not None and thread is not None and not loop.is_closed():
+            loop, self._loop, self._closed = self._loop, None, True
+        if loop is not None and self._thread is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
-            thread.join()
+            self._thread.join()
             loop.close()
+
+    async def _end(self) -> None:
+        # Whoever waits for one of these is in another thread, and would wait for ever.
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, *(stream.close() for stream in self._streams), return_exceptions=True)
 
 
 class StepStream:
@@ -67,7 +87,7 @@ class StepStream:
     @classmethod
     def open(cls, loop: Loop, config: Config, request: Request, seconds: float | None) -> Self:
         """Execute a command; its end must be reported within `seconds`."""
-        return cls(loop, loop.run(open_step(config, request, seconds)))
+        return cls(loop, loop.run(loop.open(config, request, seconds)))
 
     def __enter__(self) -> Self:
         """Use the stream."""
@@ -108,4 +128,6 @@ class StepStream:
 
     def close(self) -> None:
         """Close the connection, which ends the step's processes if any are left."""
-        self._loop.run(self._stream.close())
+        # A client that was closed has closed its connections.
+        with contextlib.suppress(ClientClosed):
+            self._loop.run(self._stream.close())

@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import queue
+import threading
 from typing import Any
 
 import pytest
 from websockets.sync.server import ServerConnection
 
 from agentsandbox import (
+    AgentSandboxError,
     ApiError,
+    Client,
     ClientClosed,
     Config,
     ConnectionFailed,
     OutputTooLarge,
     ProtocolError,
+    Sandbox,
     StepRefused,
     StepStream,
     StepTimeout,
@@ -230,3 +235,38 @@ def test_a_closed_client_says_so() -> None:
     loop.close()
     with pytest.raises(ClientClosed):
         StepStream.open(loop, Config(server="http://127.0.0.1:1"), REQUEST, None)
+
+
+def test_a_client_that_is_closed_ends_the_steps_of_other_threads() -> None:
+    begun, left = threading.Semaphore(0), threading.Semaphore(0)
+    ends: queue.Queue[Exception] = queue.Queue()
+
+    def endless(connection: ServerConnection) -> None:
+        begun.release()
+        for _ in connection:
+            pass
+        left.release()
+
+    def wait(found: Sandbox, given: bytes | None) -> None:
+        try:
+            found.step(["cat"], stdin=given)
+        except AgentSandboxError as error:
+            ends.put(error)
+
+    with session_server(endless, sandbox(ready=True)) as config:
+        client = Client("n", config=config)
+        found = client.get("s")
+        for given in (None, b"x" * (64 << 20)):
+            threading.Thread(target=wait, args=(found, given), daemon=True).start()
+        stream = found.stream_step(["cat"])
+        for _ in range(3):
+            assert begun.acquire(timeout=10)
+        client.close()
+        for _ in range(2):
+            assert isinstance(ends.get(timeout=10), ClientClosed)
+        for _ in range(3):
+            assert left.acquire(timeout=10)
+        with pytest.raises(ClientClosed):
+            _ = stream.exit_code
+        stream.close()
+        client.close()
