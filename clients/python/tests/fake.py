@@ -19,6 +19,13 @@ from agentsandbox.exec import V5
 SUCCESS = b'\x03{"status":"Success"}'
 
 
+def failure(code: int) -> bytes:
+    """Return the outcome of a command that ended with this exit code."""
+    causes = [{"reason": "ExitCode", "message": str(code)}]
+    status = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
+    return b"\x03" + json.dumps(status).encode()
+
+
 def sandbox(
     uid: str = "u1", version: str = "1", *, ready: bool = False, finished: bool = False, **spec: Any
 ) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from agentsandbox.status import Live, Result, live_of
 from agentsandbox.steps import (
     GRACE_SECONDS,
     OUTPUT_MAX_BYTES,
+    TRANSFER_SECONDS,
     Collector,
     StepResult,
     get_command,
@@ -153,16 +154,26 @@ class Sandbox(SandboxView):
         line = step_command(command, timeout=timeout, env=env, cwd=cwd, stdin=stdin)
         return self._open(line, stdin=stdin, timeout=timeout)
 
-    def write_file(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        """Write a file of a session, relative to the workspace or below `/workspace` or `/tmp`. Counts as a step."""
+    def write_file(
+        self, path: str, content: bytes, *, mode: int = 0o644, timeout: float | None = TRANSFER_SECONDS
+    ) -> None:
+        """Write a file of a session, relative to the workspace or below `/workspace` or `/tmp`. Counts as a step.
+
+        One that takes longer than `timeout` seconds raises `StepTimeout`.
+        """
         folder, name = place(path)
-        result = self._run(put_command(folder), pack(name, content, mode), None, OUTPUT_MAX_BYTES)
+        result = self._run(put_command(folder, timeout), pack(name, content, mode), timeout, OUTPUT_MAX_BYTES)
         if result.exit_code != 0:
             raise_unexpected(result)
 
-    def read_file(self, path: str, *, max_bytes: int = OUTPUT_MAX_BYTES) -> bytes:
-        """Read one regular file of a session, of at most `max_bytes`. Counts as a step."""
-        result = self._run(get_command(path), None, None, max_bytes + OVERHEAD_BYTES)
+    def read_file(
+        self, path: str, *, max_bytes: int = OUTPUT_MAX_BYTES, timeout: float | None = TRANSFER_SECONDS
+    ) -> bytes:
+        """Read one regular file of a session, of at most `max_bytes`. Counts as a step.
+
+        One that takes longer than `timeout` seconds raises `StepTimeout`.
+        """
+        result = self._run(get_command(path, timeout), None, timeout, max_bytes + OVERHEAD_BYTES)
         if result.exit_code != 0:
             raise_unexpected(result)
         return unpack(result.stdout, max_bytes)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from agentsandbox.errors import OutputTooLarge, ProtocolError, StepFailed, StepRefused
+from agentsandbox.errors import OutputTooLarge, ProtocolError, StepFailed, StepRefused, StepTimeout
 from agentsandbox.exec import Chunk
 
 EXIT_TIMEOUT = 124
@@ -19,6 +19,9 @@ OUTPUT_MAX_BYTES = 16 << 20
 """Most output of a step that is held unless the caller says otherwise."""
 GRACE_SECONDS = 30.0
 """How long after a step's own time limit its end must be reported."""
+
+TRANSFER_SECONDS = 600.0
+"""How long a file may take on its way into or out of a sandbox unless the caller says otherwise."""
 
 _SUPERVISOR = "/sandbox-supervisor"
 _REFUSED = re.compile(rb"^sandbox-supervisor: (?:step|status)(?: refused)?: (\w{1,64}): (.*)$")
@@ -65,10 +68,7 @@ def step_command(
         raise ValueError("a step needs a command")
     # A caller that leaves closes standard input; without `--attended` nothing tells the recorder.
     line = [_SUPERVISOR, "step", "--stdin" if stdin else "--attended"]
-    if timeout is not None:
-        if not timeout > 0:
-            raise ValueError(f"timeout {timeout} is not above 0")
-        line += ["--timeout", str(math.ceil(timeout))]
+    line += _limit(timeout)
     for name, value in (env or {}).items():
         if not name or "=" in name:
             raise ValueError(f"{name!r} is no name of an environment entry")
@@ -81,14 +81,22 @@ def step_command(
     return line
 
 
-def put_command(folder: str) -> list[str]:
+def put_command(folder: str, timeout: float | None) -> list[str]:
     """Return the command line that unpacks a tar stream into a folder of the sandbox."""
-    return [_SUPERVISOR, "step", "--put", folder]
+    return [_SUPERVISOR, "step", *_limit(timeout), "--put", folder]
 
 
-def get_command(path: str) -> list[str]:
+def get_command(path: str, timeout: float | None) -> list[str]:
     """Return the command line that sends a path of the sandbox as a tar stream."""
-    return [_SUPERVISOR, "step", "--attended", "--get", path]
+    return [_SUPERVISOR, "step", "--attended", *_limit(timeout), "--get", path]
+
+
+def _limit(timeout: float | None) -> list[str]:
+    if timeout is None:
+        return []
+    if not timeout > 0:
+        raise ValueError(f"timeout {timeout} is not above 0")
+    return ["--timeout", str(math.ceil(timeout))]
 
 
 def status_command() -> list[str]:
@@ -146,5 +154,7 @@ def raise_if_refused(stderr: bytes, result: StepResult | None) -> None:
 
 def raise_unexpected(result: StepResult) -> NoReturn:
     """Raise for a step of our own that failed without being refused."""
+    if result.timed_out:
+        raise StepTimeout("the sandbox did not do it in time")
     said = result.stderr[-_TAIL_BYTES:].decode(errors="replace").strip()
     raise ProtocolError(f"exit code {result.exit_code}: {said}")

@@ -29,7 +29,7 @@ from agentsandbox.steps import Collector
 from agentsandbox.stream import Loop
 from agentsandbox.tar import pack, unpack
 from faces import FACES, open_client, open_stream
-from fake import SUCCESS, command, exec_server, sandbox, server, session_server, status, stdin
+from fake import SUCCESS, command, exec_server, failure, sandbox, server, session_server, status, stdin
 
 REQUEST = Request(method="GET", path="/exec", query=(("command", "a b"), ("command", "&")))
 
@@ -103,9 +103,9 @@ def test_a_session_takes_steps_and_files_and_tells_how_it_stands(face: str) -> N
             case ["step", "--stdin", "--env", "A=b", "--workdir", "/tmp", "--", "cat"]:
                 connection.send(b"\x01" + stdin(connection))
                 connection.send(b"\x02done")
-            case ["step", *_, "--put", folder]:
+            case ["step", "--timeout", "600", "--put", folder]:
                 files[f"{folder}/a/b"] = unpack(stdin(connection)[512:], 100)
-            case ["step", "--attended", *_, "--get", path]:
+            case ["step", "--attended", "--timeout", "600", "--get", path]:
                 connection.send(b"\x01" + pack("b", files[path], 0o644))
             case ["status"]:
                 connection.send(b'\x01{"processes":3,"steps":{"taken":2,"refused":1},"audit":{"records":5}}')
@@ -127,6 +127,26 @@ def test_a_session_takes_steps_and_files_and_tells_how_it_stands(face: str) -> N
         assert found.read_file("/workspace/a/b") == b"content"
         live = found.live()
         assert (live.processes, live.steps, live.steps_refused, live.records) == (3, 2, 1, 5)
+
+
+def test_a_file_that_takes_too_long_is_given_up(face: str) -> None:
+    commands = []
+
+    def run(connection: ServerConnection) -> None:
+        commands.append(command(connection)[2:-1])
+        connection.send(failure(124))
+
+    with session_server(run, sandbox(ready=True)) as config, open_client(face, "n", config) as client:
+        found = client.get("s")
+        with pytest.raises(StepTimeout):
+            found.write_file("f", b"x", timeout=1.5)
+        with pytest.raises(StepTimeout):
+            found.read_file("f", timeout=1.5)
+        with pytest.raises(ProtocolError, match="exit code 124"):
+            found.read_file("f", timeout=None)
+        with pytest.raises(ValueError, match="timeout 0"):
+            found.write_file("f", b"x", timeout=0)
+    assert commands == [["--timeout", "2", "--put"], ["--attended", "--timeout", "2", "--get"], ["--attended", "--get"]]
 
 
 def test_an_admission_policy_of_ours_is_a_policy_rejection(face: str) -> None:
@@ -205,14 +225,12 @@ def test_output_is_bounded(face: str) -> None:
 
 
 def test_a_refusal_is_told_apart_from_exit_code_125(face: str) -> None:
-    failure = {"status": "Failure", "reason": "NonZeroExitCode"}
-    code = failure | {"details": {"causes": [{"reason": "ExitCode", "message": "125"}]}}
     for said, refused in ((b"sandbox-supervisor: step refused: TooManySteps: 64 run", True), (b"docker: no", False)):
 
         def answer(connection: ServerConnection, said: bytes = said) -> None:
             connection.send(b"\x02before\n")
             connection.send(b"\x02" + said + b"\n")
-            connection.send(b"\x03" + json.dumps(code).encode())
+            connection.send(failure(125))
 
         with exec_server(answer) as config, open_stream(face, config, REQUEST, 60) as step:
             if refused:
