@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
+import time
 
 from agentsandbox.errors import UnexpectedTar
 from agentsandbox.models import WORKSPACE
@@ -44,14 +45,16 @@ def place(path: str) -> tuple[str, str]:
 def pack(name: str, content: bytes, mode: int) -> bytes:
     """Return a tar stream with one file, and the folders that it lies in."""
     stream = io.BytesIO()
+    # Of 1970, tarfile's own default, zip takes no file and make takes none for new.
+    now = int(time.time())
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
         parts = name.split("/")
         for depth in range(1, len(parts)):
             folder = tarfile.TarInfo("/".join(parts[:depth]))
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, now
             tar.addfile(folder)
         file = tarfile.TarInfo(name)
-        file.size, file.mode = len(content), mode & 0o777
+        file.size, file.mode, file.mtime = len(content), mode & 0o777, now
         tar.addfile(file, io.BytesIO(content))
     return stream.getvalue()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -79,6 +80,8 @@ def test_files_go_in_and_out(sandbox: Sandbox) -> None:
     sandbox.write_file("deep/er/file.bin", content, mode=0o600)
     assert sandbox.read_file("deep/er/file.bin") == content
     assert sandbox.step(["stat", "-c", "%a", "deep/er/file.bin"]).text == "600\n"
+    changed = float(sandbox.step(["stat", "-c", "%Y", "deep/er/file.bin"]).check().text)
+    assert abs(changed - time.time()) < PATIENCE
     with pytest.raises((UnexpectedTar, OutputTooLarge)):
         sandbox.read_file("deep/er/file.bin", max_bytes=1000)
 

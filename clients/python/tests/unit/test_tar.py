@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tarfile
+import time
 
 import pytest
 from hypothesis import given
@@ -101,6 +102,14 @@ def test_what_is_sent_holds_the_file_and_its_folders(content: bytes) -> None:
         assert file is not None
         assert file.read() == content
         assert archive.getmember("a/b/c").mode == 0o755
+
+
+def test_what_is_sent_was_changed_now() -> None:
+    before = int(time.time())
+    with tarfile.open(fileobj=io.BytesIO(pack("a/b", b"", 0o644))) as archive:
+        for member in archive:
+            assert before <= member.mtime <= time.time()
+            assert not member.pax_headers
 
 
 def test_paths_lie_in_the_folders_of_the_sandbox() -> None:
