@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
@@ -230,12 +231,17 @@ class AsyncSandbox(SandboxView):
         await self._wait_started()
         seconds = None if timeout is None else timeout + GRACE_SECONDS
         try:
-            return await self._transport.open_step(self._exec_request(line, stdin=stdin), seconds)
+            return await self._transport.open_step(self._exec_request(line, stdin=stdin), seconds, self._check_again)
         except ApiError:
-            # A pod that is gone or has ended says so in many ways; the sandbox says it in one.
-            await self.refresh()
-            self._check_takes_steps()
+            await self._check_again()
             raise
+
+    async def _check_again(self) -> None:
+        # A pod that is gone or has ended says so in many ways, some API servers only once the connection is open; the
+        # sandbox says it in one.
+        with contextlib.suppress(ConnectionFailed):
+            await self.refresh()
+        self._check_takes_steps()
 
     async def _run(
         self, line: Sequence[str], stdin: bytes | None, timeout: float | None, max_output: int

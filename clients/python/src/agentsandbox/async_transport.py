@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -27,7 +27,7 @@ from agentsandbox.api import (
     raise_for,
 )
 from agentsandbox.config import Config
-from agentsandbox.errors import AgentSandboxError, ConnectionFailed, ProtocolError, StepTimeout
+from agentsandbox.errors import AgentSandboxError, ApiError, ConnectionFailed, ProtocolError, StepTimeout
 from agentsandbox.exec import MESSAGE_MAX_BYTES, PROTOCOLS, Channels, Chunk, stdin_end, stdin_messages
 from agentsandbox.network import network_errors
 from agentsandbox.records import Lines
@@ -114,13 +114,17 @@ class AsyncTransport:
                     yield response
                     return
 
-    async def open_step(self, request: Request, seconds: float | None) -> AsyncStepStream:
-        """Execute a command; its end must be reported within `seconds`."""
-        return await open_step(self._config, request, seconds)
+    async def open_step(
+        self, request: Request, seconds: float | None, on_failure: Callable[[], Awaitable[None]]
+    ) -> AsyncStepStream:
+        """Execute a command; its end must be reported within `seconds`. A failure without an exit code is told."""
+        return await open_step(self._config, request, seconds, on_failure)
 
 
-async def open_step(config: Config, request: Request, seconds: float | None) -> AsyncStepStream:
-    """Execute a command; its end must be reported within `seconds`."""
+async def open_step(
+    config: Config, request: Request, seconds: float | None, on_failure: Callable[[], Awaitable[None]] | None = None
+) -> AsyncStepStream:
+    """Execute a command; its end must be reported within `seconds`. A failure without an exit code is told."""
     for again in (True, False):
         try:
             connection = await connect(
@@ -147,7 +151,7 @@ async def open_step(config: Config, request: Request, seconds: float | None) -> 
             raise ConnectionFailed(f"{config.server}: {error}") from error
         _keep_alive(connection)
         try:
-            return AsyncStepStream(connection, seconds)
+            return AsyncStepStream(connection, seconds, on_failure)
         except ProtocolError:
             await connection.close()
             raise
@@ -173,8 +177,11 @@ async def authorization(config: Config) -> dict[str, str]:
 class AsyncStepStream:
     """A running step: iterate over its output, then await `exit_code()`. Closing it early ends the step's processes."""
 
-    def __init__(self, connection: ClientConnection, seconds: float | None) -> None:
+    def __init__(
+        self, connection: ClientConnection, seconds: float | None, on_failure: Callable[[], Awaitable[None]] | None
+    ) -> None:
         self._connection = connection
+        self._on_failure = on_failure
         self._channels = Channels(connection.subprotocol)
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._tail = Tail()
@@ -206,12 +213,20 @@ class AsyncStepStream:
             except TimeoutError as error:
                 raise StepTimeout("the step's end was not reported in time") from error
             except ConnectionClosed:
-                self._code = self._channels.exit_code()
+                self._code = await self._outcome()
                 return None
             if (chunk := self._channels.feed(message)) is not None:
                 self._tail.add(chunk)
                 return chunk
         return None
+
+    async def _outcome(self) -> int:
+        try:
+            return self._channels.exit_code()
+        except (ApiError, ConnectionFailed):
+            if self._on_failure is not None:
+                await self._on_failure()
+            raise
 
     async def write(self, data: bytes) -> None:
         """Send standard input. Waits while the command does not read: then let another task read its output."""

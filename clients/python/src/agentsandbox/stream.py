@@ -11,14 +11,14 @@ import concurrent.futures
 import contextlib
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentsandbox.api import Request
 from agentsandbox.async_transport import AsyncStepStream, open_step
 from agentsandbox.config import Config
-from agentsandbox.errors import ClientClosed
+from agentsandbox.errors import ApiError, ClientClosed, ConnectionFailed
 from agentsandbox.exec import Chunk
 
 T = TypeVar("T")
@@ -80,14 +80,22 @@ class Loop:
 class StepStream:
     """A running step: iterate over its output, then read `exit_code`. Closing it early ends the step's processes."""
 
-    def __init__(self, loop: Loop, stream: AsyncStepStream) -> None:
+    def __init__(self, loop: Loop, stream: AsyncStepStream, on_failure: Callable[[], None] | None) -> None:
         self._loop = loop
         self._stream = stream
+        self._on_failure = on_failure
 
     @classmethod
-    def open(cls, loop: Loop, config: Config, request: Request, seconds: float | None) -> Self:
-        """Execute a command; its end must be reported within `seconds`."""
-        return cls(loop, loop.run(loop.open(config, request, seconds)))
+    def open(
+        cls,
+        loop: Loop,
+        config: Config,
+        request: Request,
+        seconds: float | None,
+        on_failure: Callable[[], None] | None = None,
+    ) -> Self:
+        """Execute a command; its end must be reported within `seconds`. A failure without an exit code is told."""
+        return cls(loop, loop.run(loop.open(config, request, seconds)), on_failure)
 
     def __enter__(self) -> Self:
         """Use the stream."""
@@ -101,8 +109,17 @@ class StepStream:
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield output as it comes, to the step's end."""
-        while (chunk := self._loop.run(self._stream.receive())) is not None:
+        while (chunk := self._read(self._stream.receive())) is not None:
             yield chunk
+
+    def _read(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._loop.run(work)
+        except (ApiError, ConnectionFailed):
+            # In the caller's thread, which can make requests.
+            if self._on_failure is not None:
+                self._on_failure()
+            raise
 
     def write(self, data: bytes) -> None:
         """Send standard input. Blocks while the command does not read: then let another thread read its output."""
@@ -119,12 +136,12 @@ class StepStream:
     @property
     def exit_code(self) -> int:
         """The exit code, dropping output that was not read; raises `StepRefused` if the step was refused."""
-        return self._loop.run(self._stream.exit_code())
+        return self._read(self._stream.exit_code())
 
     @property
     def raw_exit_code(self) -> int:
         """The exit code, whatever it means."""
-        return self._loop.run(self._stream.raw_exit_code())
+        return self._read(self._stream.raw_exit_code())
 
     def close(self) -> None:
         """Close the connection, which ends the step's processes if any are left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 import httpx2
@@ -103,9 +103,9 @@ class Transport:
                     yield response
                     return
 
-    def open_step(self, request: Request, seconds: float | None) -> StepStream:
-        """Execute a command; its end must be reported within `seconds`."""
-        return StepStream.open(self._loop, self._config, request, seconds)
+    def open_step(self, request: Request, seconds: float | None, on_failure: Callable[[], None]) -> StepStream:
+        """Execute a command; its end must be reported within `seconds`. A failure without an exit code is told."""
+        return StepStream.open(self._loop, self._config, request, seconds, on_failure)
 
     def _authorization(self) -> dict[str, str]:
         token = self._config.credentials.token()

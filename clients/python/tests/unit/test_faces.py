@@ -4,6 +4,7 @@ import hashlib
 import json
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -147,6 +148,35 @@ def test_a_file_that_takes_too_long_is_given_up(face: str) -> None:
         with pytest.raises(ValueError, match="timeout 0"):
             found.write_file("f", b"x", timeout=0)
     assert commands == [["--timeout", "2", "--put"], ["--attended", "--timeout", "2", "--get"], ["--attended", "--get"]]
+
+
+GONE = b'\x03{"status":"Failure","reason":"InternalError","message":"container not found","code":500}'
+
+
+@pytest.mark.parametrize("said", [b"\x01some output", GONE], ids=["broken", "gone"])
+def test_a_step_that_ends_with_its_session_says_so(face: str, said: bytes) -> None:
+    def end(connection: ServerConnection) -> None:
+        connection.send(said)
+
+    steps: list[Callable[[Sandbox], object]] = [
+        lambda found: found.step(["c"]),
+        lambda found: found.step(["c"], stdin=b"x"),
+        lambda found: list(found.stream_step(["c"])),
+        lambda found: found.stream_step(["c"]).exit_code,
+        lambda found: found.write_file("f", b"x"),
+        lambda found: found.read_file("f"),
+    ]
+    for step in steps:
+        for ended in (True, False):
+            states = (sandbox(ready=True), sandbox(ready=True, finished=ended))
+            with session_server(end, *states) as config, open_client(face, "n", config) as client:
+                found = client.get("s")
+                if ended:
+                    with pytest.raises(StepRefused, match="SessionEnded: sandbox s has ended: Completed"):
+                        step(found)
+                else:
+                    with pytest.raises((ConnectionFailed, ApiError), match=r"broke before|container not found"):
+                        step(found)
 
 
 def test_an_admission_policy_of_ours_is_a_policy_rejection(face: str) -> None:
