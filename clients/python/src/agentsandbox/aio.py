@@ -136,7 +136,7 @@ class AsyncSandbox(SandboxView):
         """Run a command in a session, as a recorded and counted step, and wait for its end.
 
         The step ends with exit code 124 after `timeout` seconds, rounded up to whole ones. Output beyond `max_output`
-        bytes ends it with `OutputTooLarge`. Waits for the session to start.
+        bytes raises `OutputTooLarge`, which ends a step without `stdin`. Waits for the session to start.
         """
         line = step_command(command, timeout=timeout, env=env, cwd=cwd, stdin=stdin is not None)
         return await self._run(line, stdin, timeout, max_output)

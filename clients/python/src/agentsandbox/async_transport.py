@@ -175,7 +175,11 @@ async def authorization(config: Config) -> dict[str, str]:
 
 
 class AsyncStepStream:
-    """A running step: iterate over its output, then await `exit_code()`. Closing it early ends the step's processes."""
+    """A running step: iterate over its output, then await `exit_code()`.
+
+    Closing it early ends the step and all it started. A step with standard input goes on: only its input ends, and it
+    ends by itself, at its `timeout` or with the session.
+    """
 
     def __init__(
         self, connection: ClientConnection, seconds: float | None, on_failure: Callable[[], Awaitable[None]] | None
@@ -270,7 +274,7 @@ class AsyncStepStream:
         return self._code
 
     async def close(self) -> None:
-        """Close the connection, which ends the step's processes if any are left."""
+        """Close the connection. What is left of the step ends, or only its standard input if it has one."""
         if self._feeder is not None:
             self._feeder.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -113,11 +113,14 @@ class StepFailed(AgentSandboxError):
 
 
 class StepTimeout(AgentSandboxError, TimeoutError):
-    """A step's end was not reported in time. Its connection is closed, which ends its processes."""
+    """A step's end was not reported in time, or a file took too long. The sandbox ends a step at its own time limit."""
 
 
 class OutputTooLarge(AgentSandboxError):
-    """A step wrote more than the caller wants to hold. Its connection is closed, which ends its processes."""
+    """A step wrote more than the caller wants to hold.
+
+    Its connection is closed. That ends the step and all it started; of a step with standard input it ends only that.
+    """
 
 
 class UnexpectedTar(AgentSandboxError):

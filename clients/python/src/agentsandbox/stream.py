@@ -78,7 +78,11 @@ class Loop:
 
 
 class StepStream:
-    """A running step: iterate over its output, then read `exit_code`. Closing it early ends the step's processes."""
+    """A running step: iterate over its output, then read `exit_code`.
+
+    Closing it early ends the step and all it started. A step with standard input goes on: only its input ends, and it
+    ends by itself, at its `timeout` or with the session.
+    """
 
     def __init__(self, loop: Loop, stream: AsyncStepStream, on_failure: Callable[[], None] | None) -> None:
         self._loop = loop
@@ -144,7 +148,7 @@ class StepStream:
         return self._read(self._stream.raw_exit_code())
 
     def close(self) -> None:
-        """Close the connection, which ends the step's processes if any are left."""
+        """Close the connection. What is left of the step ends, or only its standard input if it has one."""
         # A client that was closed has closed its connections.
         with contextlib.suppress(ClientClosed):
             self._loop.run(self._stream.close())
