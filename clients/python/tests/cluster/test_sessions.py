@@ -93,6 +93,50 @@ def test_what_is_no_regular_file_is_not_read(sandbox: Sandbox) -> None:
             sandbox.read_file(path)
 
 
+SLEEPERS = """n=0
+for process in /proc/[0-9]*; do
+    [ "$(tr '\\0' ' ' < $process/cmdline 2>/dev/null)" = "sleep 1234 " ] && n=$((n+1))
+done
+echo $n"""
+THREE_SLEEPERS = ["sh", "-c", "setsid sleep 1234 & (sleep 1234 &) ; echo begun; sleep 1234"]
+
+
+def wait_for_sleepers(sandbox: Sandbox, number: int) -> None:
+    until = time.monotonic() + 20
+    while (found := int(sandbox.step(["sh", "-c", SLEEPERS], timeout=20).check().text)) != number:
+        assert time.monotonic() < until, f"{found} processes in place of {number}"
+
+
+def test_leaving_a_stream_early_ends_all_that_the_step_started(sandbox: Sandbox) -> None:
+    with sandbox.stream_step(THREE_SLEEPERS) as stream:
+        assert next(iter(stream)).data == b"begun\n"
+        wait_for_sleepers(sandbox, 3)
+    wait_for_sleepers(sandbox, 0)
+
+
+def test_of_a_step_with_input_leaving_ends_only_the_input(sandbox: Sandbox) -> None:
+    command = ["sh", "-c", "sleep 1234 & cat; echo read > read; wait"]
+    with sandbox.stream_step(command, stdin=True, timeout=30):
+        wait_for_sleepers(sandbox, 1)
+    sandbox.step(["sh", "-c", "until [ -e read ]; do sleep 0.1; done"], timeout=20).check()
+    wait_for_sleepers(sandbox, 1)
+
+
+def test_cancelling_the_task_of_a_step_ends_all_that_it_started() -> None:
+    async def cancelled(session: Sandbox) -> None:
+        async with AsyncClient(os.environ["AGENTSANDBOX_NAMESPACE"]) as client:
+            step = asyncio.create_task((await client.get(session.name)).step(THREE_SLEEPERS))
+            await asyncio.to_thread(wait_for_sleepers, session, 3)
+            step.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await step
+
+    with Client(os.environ["AGENTSANDBOX_NAMESPACE"]) as client:
+        with client.create(image=IMAGE, policy="container", session=SESSION) as session:
+            asyncio.run(cancelled(session))
+            wait_for_sleepers(session, 0)
+
+
 def test_a_step_over_the_budget_is_refused(client: Client) -> None:
     with client.create(image=IMAGE, policy="container", session=SESSION, limits=Limits(steps=1)) as sandbox:
         sandbox.step(["true"]).check()
