@@ -1,9 +1,12 @@
 //! `kubectl sandbox audit`: what a sandbox did, from its action log and the egress gateway's.
 
+use std::collections::HashMap;
+
 use agentsandbox_client::Sandbox;
 use clap::{Args, ValueEnum};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
 
 use crate::connection::Connected;
 use crate::failure::Failure;
@@ -19,6 +22,8 @@ enum As {
 }
 
 /// Tell what a sandbox did: the records of its action log and of the egress gateway, in the order of their times.
+///
+/// Each log keeps its own order, whatever its clock said.
 ///
 /// The gateway's records need the right to read its pod's log; without it they are left out, with a note.
 #[derive(Args, Debug)]
@@ -53,12 +58,15 @@ impl Audit {
         } else {
             self.all(&sandbox, connected).await?
         };
-        while let Some(together) = together(&mut lines).await? {
+        loop {
+            let (together, end) = together(&mut lines).await;
             for line in together.iter().filter(|line| self.wants(line)) {
                 self.print(line)?;
             }
+            if let Some(end) = end {
+                return end;
+            }
         }
-        Ok(())
     }
 
     fn wants(&self, line: &Line) -> bool {
@@ -89,15 +97,18 @@ impl Audit {
         sandbox: &Sandbox,
         connected: &Connected,
     ) -> Result<BoxStream<'static, Result<Line, Failure>>, Failure> {
-        let mut lines: Vec<Line> = Vec::new();
+        let mut lines = Vec::new();
         if self.wants_recorder() {
-            let records = sandbox.log(false, None);
-            lines = records.map_ok(|record| Line::from(&record)).try_collect().await?;
+            lines = recorded(sandbox, false).collect().await;
         }
-        if let Some(gateway) = self.of_gateway(sandbox, connected, false).await? {
-            lines.extend(gateway.collect::<Vec<_>>().await);
+        match self.of_gateway(sandbox, connected, false).await {
+            Ok(Some(gateway)) => lines.extend(gateway.map(Ok).collect::<Vec<_>>().await),
+            Ok(None) => {}
+            Err(failure) => lines.push(Err(failure)),
         }
-        Ok(stream::iter(lines.into_iter().map(Ok)).boxed())
+        // An error comes after all that there is.
+        lines.sort_by_key(Result::is_err);
+        Ok(stream::iter(lines).boxed())
     }
 
     async fn followed(
@@ -108,12 +119,9 @@ impl Audit {
         sandbox
             .wait(agentsandbox_client::Until::Started, None, |_| {})
             .await?;
-        let records = sandbox
-            .log(true, None)
-            .map_ok(|record| Line::from(&record))
-            .map_err(Failure::from);
+        let records = recorded(sandbox, true);
         let Some(gateway) = self.of_gateway(sandbox, connected, true).await? else {
-            return Ok(records.boxed());
+            return Ok(records);
         };
         // The gateway goes on when the run has ended; what it still says comes within a moment.
         let ended = sandbox.clone();
@@ -156,26 +164,58 @@ impl Audit {
     }
 }
 
-/// The next line and what comes shortly after it, in the order of their times: both logs are read side by side.
+/// The recorder's records.
+fn recorded(sandbox: &Sandbox, follow: bool) -> BoxStream<'static, Result<Line, Failure>> {
+    let records = sandbox.log(follow, None);
+    records
+        .map_ok(|record| Line::from(&record))
+        .map_err(Failure::from)
+        .boxed()
+}
+
+/// The next line and what comes shortly after it, put in order, because both logs are read side by side; and how the
+/// stream ended, if it did.
 async fn together(
     lines: &mut BoxStream<'static, Result<Line, Failure>>,
-) -> Result<Option<Vec<Line>>, Failure> {
-    let Some(first) = lines.try_next().await? else {
-        return Ok(None);
-    };
-    let mut together = vec![first];
+) -> (Vec<Line>, Option<Result<(), Failure>>) {
+    let mut together = Vec::new();
     let enough = tokio::time::sleep(TOGETHER);
     tokio::pin!(enough);
-    while let Some(line) = tokio::select! {
-        biased;
-        line = lines.try_next() => line?,
-        () = &mut enough => None,
-    } {
-        together.push(line);
-    }
+    let end = loop {
+        tokio::select! {
+            biased;
+            next = lines.next() => match next {
+                Some(Ok(line)) => {
+                    if together.is_empty() {
+                        enough.as_mut().reset(Instant::now() + TOGETHER);
+                    }
+                    together.push(line);
+                }
+                Some(Err(failure)) => break Some(Err(failure)),
+                None => break Some(Ok(())),
+            },
+            () = &mut enough, if !together.is_empty() => break None,
+        }
+    };
+    (merged(together), end)
+}
+
+/// Lines in the order of their times, but those of one log in its own order: a clock may have been set back.
+fn merged(lines: Vec<Line>) -> Vec<Line> {
     // RFC 3339 in one form: the order of the texts is that of the times.
-    together.sort_by(|one, other| one.time.cmp(&other.time));
-    Ok(Some(together))
+    let mut latest: HashMap<String, String> = HashMap::new();
+    let mut timed: Vec<(String, Line)> = lines
+        .into_iter()
+        .map(|line| {
+            let latest = latest.entry(line.gateway.clone()).or_default();
+            if *latest < line.time {
+                latest.clone_from(&line.time);
+            }
+            (latest.clone(), line)
+        })
+        .collect();
+    timed.sort_by(|(one, _), (other, _)| one.cmp(other));
+    timed.into_iter().map(|(_, line)| line).collect()
 }
 
 /// Lines that come within so long of each other are put into the order of their times.
@@ -185,8 +225,14 @@ const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use agentsandbox_action_log::chain::Chain;
+    use agentsandbox_action_log::time::Time;
+    use agentsandbox_action_log::verify::{Expected, verify};
+    use agentsandbox_client::Record;
     use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
 
     #[derive(Parser)]
     struct Alone {
@@ -199,26 +245,67 @@ mod tests {
         Alone::try_parse_from(words).unwrap().audit
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn lines_that_come_together_are_put_in_order_and_none_is_lost() {
-        let line = |time: &str| Line {
+    fn line(time: &str, gateway: &str) -> Line {
+        Line {
             time: time.to_owned(),
             kind: Kind::Run,
             denied: false,
             text: String::new(),
             raw: String::new(),
-        };
-        let backlog = stream::iter([line("2"), line("1")]).map(Ok);
-        let later = stream::once(async move {
-            tokio::time::sleep(TOGETHER * 2).await;
-            Ok(line("0"))
-        });
-        let mut lines = backlog.chain(later).boxed();
-        let mut batches = Vec::new();
-        while let Some(batch) = together(&mut lines).await.unwrap() {
-            batches.push(batch.into_iter().map(|line| line.time).collect::<Vec<_>>());
+            gateway: gateway.to_owned(),
         }
-        assert_eq!(batches, [vec!["1", "2"], vec!["0"]]);
+    }
+
+    fn times(lines: &[Line]) -> Vec<&str> {
+        lines.iter().map(|line| line.time.as_str()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_that_come_together_are_put_in_order_and_none_is_lost() {
+        let backlog = stream::iter([line("2", ""), line("1", "g")]).map(Ok);
+        let later = stream::once(async {
+            tokio::time::sleep(TOGETHER * 2).await;
+            Ok(line("0", ""))
+        });
+        let broken = stream::iter([Err(Failure::new("it broke"))]);
+        let mut lines = backlog.chain(later).chain(broken).boxed();
+        let (first, end) = together(&mut lines).await;
+        assert_eq!((times(&first), end), (vec!["1", "2"], None));
+        let (last, end) = together(&mut lines).await;
+        assert_eq!(
+            (times(&last), end),
+            (vec!["0"], Some(Err(Failure::new("it broke"))))
+        );
+    }
+
+    #[test]
+    fn each_log_keeps_its_own_order_whatever_its_clock_says() {
+        let logs = [
+            ("5", ""),
+            ("2", ""),
+            ("7", ""),
+            ("3", "g"),
+            ("6", "g"),
+            ("1", "g"),
+        ];
+        let merged = merged(logs.map(|(time, log)| line(time, log)).to_vec());
+        assert_eq!(times(&merged), ["3", "5", "2", "6", "1", "7"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_whose_clock_was_set_back_is_printed_as_it_verifies() {
+        let mut chain = Chain::default();
+        let begun = json!({"activity": "signal", "signal": 15, "reason": "Stopped"});
+        let log = [9000, 1000, 5000].map(|time| chain.line(Time(time), 6002, &begun));
+        let records = log.iter().map(|line| Record::parse(line).unwrap());
+        let lines: Vec<_> = records.map(|record| Ok(Line::from(&record))).collect();
+        let (printed, _) = together(&mut stream::iter(lines).boxed()).await;
+        let printed: Vec<_> = printed.into_iter().map(|line| line.raw).collect();
+        let status = Expected {
+            records: 3,
+            head: chain.head(),
+        };
+        assert_eq!(verify(&printed.join("\n"), Some(&status)).broken, None);
     }
 
     #[test]

@@ -52,7 +52,8 @@ pub async fn records(
 
 /// What comes from a gateway's log.
 enum Part {
-    Line(String),
+    /// A line of the log of the pod with this UID.
+    Line(String, String),
     /// The log of the pod with this UID has ended.
     End(String),
 }
@@ -70,7 +71,7 @@ struct Reader {
     given: HashSet<u64>,
     hasher: RandomState,
     next_look: Instant,
-    /// Whether the last look failed.
+    /// Whether the last look found what can't be read.
     troubled: bool,
 }
 
@@ -88,8 +89,8 @@ impl Reader {
             };
             match part {
                 Part::End(gateway) => drop(self.reading.remove(&gateway)),
-                Part::Line(text) => {
-                    let line = Line::of_gateway(&text, &self.pod_uid);
+                Part::Line(gateway, text) => {
+                    let line = Line::of_gateway(&text, &gateway, &self.pod_uid);
                     if let Some(line) = line.filter(|_| self.given.insert(self.hasher.hash_one(&text))) {
                         return Some(line);
                     }
@@ -98,20 +99,38 @@ impl Reader {
         }
     }
 
-    /// Opens the logs of gateways that aren't read yet. One that can't be read keeps no other from it.
+    /// Opens the logs of gateways that aren't read yet. One that can't be read is told of, and keeps no other from it.
     async fn look(&mut self) -> Result<(), kube::Error> {
         let (label, value) = LABEL;
         let gateways = ListParams::default().labels(&format!("{label}={value}"));
-        let mut outcome = Ok(());
+        let mut trouble = None;
         for pod in self.pods.list(&gateways).await? {
             match self.open(&pod).await {
                 // Its container is not there yet, or not any more.
                 Err(kube::Error::Api(status)) if matches!(status.code, 400 | 404) => {}
-                Err(error) => outcome = Err(error),
+                Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                    return Err(kube::Error::Api(status));
+                }
+                Err(error) => trouble = Some(error),
                 Ok(()) => {}
             }
         }
-        outcome
+        self.tell(trouble.as_ref());
+        Ok(())
+    }
+
+    /// Says what can't be read, once.
+    fn tell(&mut self, trouble: Option<&kube::Error>) {
+        if let Some(error) = trouble.filter(|_| !self.troubled) {
+            let then = if self.parameters.follow {
+                "it is asked for again"
+            } else {
+                "its records are left out"
+            };
+            let error = shown(&error.to_string());
+            anstream::eprintln!("an egress gateway's log can't be read, {then}: {error}");
+        }
+        self.troubled = trouble.is_some();
     }
 
     async fn open(&mut self, pod: &Pod) -> Result<(), kube::Error> {
@@ -128,23 +147,18 @@ impl Reader {
             }
         });
         let lines = lines.take_while(|line| future::ready(line.is_ok()));
-        let parts = lines.filter_map(|line| future::ready(line.ok().map(Part::Line)));
+        let of = gateway.clone();
+        let parts =
+            lines.filter_map(move |line| future::ready(line.ok().map(|line| Part::Line(of.clone(), line))));
         let end = stream::once(async move { Part::End(gateway) });
         self.logs.push(parts.chain(end).boxed());
         Ok(())
     }
 
     async fn look_again(&mut self) {
-        let looked = self.look().await;
-        if let Err(error) = &looked
-            && !self.troubled
-        {
-            let error = shown(&error.to_string());
-            anstream::eprintln!(
-                "the egress gateway's log can't be read now, and is asked for again: {error}"
-            );
+        if let Err(error) = self.look().await {
+            self.tell(Some(&error));
         }
-        self.troubled = looked.is_err();
         self.next_look = Instant::now() + LOOK;
     }
 }
@@ -208,6 +222,22 @@ mod tests {
             read(true, 4, answer).await,
             ["allow a", "allow b", "allow c", "allow d"]
         );
+    }
+
+    #[tokio::test]
+    async fn a_gateway_whose_log_cant_be_read_hides_no_other() {
+        let answer = |request: &str| {
+            if request.contains("/pods/broken/log") {
+                let status =
+                    json!({"kind": "Status", "status": "Failure", "code": 500, "message": "no kubelet"});
+                return (500, status.to_string());
+            }
+            if request.contains("/pods/ready/log") {
+                return (200, record(0, "a"));
+            }
+            gateways(&["broken", "ready"])
+        };
+        assert_eq!(read(false, usize::MAX, answer).await, ["allow a"]);
     }
 
     #[tokio::test]

@@ -39,6 +39,8 @@ pub struct Line {
     pub text: String,
     /// The record as it was written.
     pub raw: String,
+    /// UID of the gateway's pod in whose log it stands; empty for the recorder's.
+    pub gateway: String,
 }
 
 impl std::fmt::Display for Line {
@@ -78,6 +80,7 @@ impl From<&Record> for Line {
             denied,
             text,
             raw: record.line.clone(),
+            gateway: String::new(),
         }
     }
 }
@@ -223,8 +226,8 @@ struct Run {
 }
 
 impl Line {
-    /// The gateway's record that a line holds, if it is of the run with this pod.
-    pub fn of_gateway(line: &str, pod_uid: &str) -> Option<Self> {
+    /// The record that a line of a gateway's log holds, if it is of the run with this pod.
+    pub fn of_gateway(line: &str, gateway: &str, pod_uid: &str) -> Option<Self> {
         let decision: Decision = serde_json::from_str(line).ok()?;
         if decision.run.pod_uid != pod_uid {
             return None;
@@ -235,6 +238,7 @@ impl Line {
             time: decision.time,
             kind: Kind::Egress,
             raw: line.to_owned(),
+            gateway: gateway.to_owned(),
         })
     }
 }
@@ -322,13 +326,13 @@ mod tests {
     #[test]
     fn the_gateways_records_are_those_of_the_runs_pod() {
         let line = r#"{"seq":4,"time":"t","class":4002,"run":{"podUid":"p"},"action":"deny","reason":"NotAllowed","destination":"evil.example","port":443,"method":"GET","path":"/x"}"#;
-        let found = Line::of_gateway(line, "p").unwrap();
+        let found = Line::of_gateway(line, "g", "p").unwrap();
         assert_eq!(found.text, "deny GET evil.example:443/x (NotAllowed)");
         assert!(found.denied && found.kind == Kind::Egress);
-        assert_eq!(Line::of_gateway(line, "q"), None);
+        assert_eq!(Line::of_gateway(line, "g", "q"), None);
         let end = r#"{"seq":5,"time":"t","class":4001,"run":{"podUid":"p"},"action":"end","destination":"a","port":443,"status":200,"bytesSent":1024,"bytesReceived":3,"durationMillis":250}"#;
         assert_eq!(
-            Line::of_gateway(end, "p").unwrap().text,
+            Line::of_gateway(end, "g", "p").unwrap().text,
             "end a:443: status 200, 1Ki sent, 3 received in 0.2s"
         );
     }
