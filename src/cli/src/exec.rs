@@ -54,7 +54,7 @@ impl Exec {
     /// Takes the step; returns its exit code.
     pub async fn run(&self, connected: &Connected) -> Result<u8, Failure> {
         tokio::select! {
-            code = self.take(connected) => code.map_err(|failure| failure.code(failure::NO_EXIT_CODE)),
+            code = self.take(connected) => code.map_err(Failure::without_exit_code),
             _ = tokio::signal::ctrl_c() => Ok(failure::INTERRUPTED),
         }
     }

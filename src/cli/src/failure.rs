@@ -50,6 +50,14 @@ impl Failure {
         self.code = code;
         self
     }
+
+    /// Of a command that passes on the exit code of another.
+    pub fn without_exit_code(self) -> Self {
+        match self.code {
+            FAILED => self.code(NO_EXIT_CODE),
+            _ => self,
+        }
+    }
 }
 
 impl std::fmt::Display for Failure {
@@ -151,5 +159,15 @@ mod tests {
             "no sandbox named a\\u{1b}[2J in namespace b\nnext:  kubectl sandbox list -n b"
         );
         assert_eq!(failure.code, FAILED);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_no_lost_exit_code() {
+        let unread = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert_eq!(unread.without_exit_code().code, UNREAD);
+        assert_eq!(
+            Failure::new("the step was refused").without_exit_code().code,
+            NO_EXIT_CODE
+        );
     }
 }

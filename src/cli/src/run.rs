@@ -81,7 +81,7 @@ pub struct Run {
     /// Longest wait for the start, in seconds (exit code 124); as long as it takes if absent.
     #[arg(long, value_name = "SECONDS")]
     start_timeout: Option<u64>,
-    /// Say nothing on standard error but errors.
+    /// Say nothing on standard error but errors, and why there is no exit code to pass on.
     #[arg(short, long)]
     quiet: bool,
     /// Let a terminal act on what the command prints.
@@ -112,10 +112,7 @@ impl Run {
                 shown(&error.to_string())
             );
         }
-        outcome.map_err(|failure| match failure.code {
-            failure::FAILED => failure.code(failure::NO_EXIT_CODE),
-            _ => failure,
-        })
+        outcome.map_err(Failure::without_exit_code)
     }
 
     fn object(&self) -> Result<AgentSandbox, Failure> {
@@ -201,7 +198,7 @@ impl Run {
             match logs::print(sandbox, true, self.raw).await {
                 Ok(()) => {}
                 Err(failure) if failure.code == failure::FAILED => {
-                    self.say(sandbox, &format!("the output is lost: {}", failure.message));
+                    complain(sandbox, &format!("the output is lost: {}", failure.message));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -212,20 +209,25 @@ impl Run {
             .and_then(|status| status.result)
             .unwrap_or_default();
         let code = exit_code(&result);
-        if code != 0 {
-            self.say(sandbox, &verdict(&result));
-        }
         if code == failure::NO_EXIT_CODE {
-            self.say(sandbox, &format!("next: kubectl sandbox get {}", sandbox.name()));
+            complain(sandbox, &verdict(&result));
+            complain(sandbox, &format!("next: kubectl sandbox get {}", sandbox.name()));
+        } else if code != 0 {
+            self.say(sandbox, &verdict(&result));
         }
         Ok(code)
     }
 
     fn say(&self, sandbox: &Sandbox, text: &str) {
         if !self.quiet {
-            anstream::eprintln!("{}: {text}", sandbox.name());
+            complain(sandbox, text);
         }
     }
+}
+
+/// Says it also where silence was asked for.
+fn complain(sandbox: &Sandbox, text: &str) {
+    anstream::eprintln!("{}: {text}", sandbox.name());
 }
 
 /// A policy that is not there may come later: the sandbox would wait for it. Who types its name means one that is.
