@@ -1,6 +1,6 @@
 //! An API server for tests, on this machine. It answers each request by its first line.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
@@ -27,9 +27,17 @@ pub fn serve(answer: impl Answer) -> String {
 }
 
 fn respond(mut connection: TcpStream, answer: &impl Answer) -> std::io::Result<()> {
-    let mut lines = BufReader::new(connection.try_clone()?).lines();
+    let mut reader = BufReader::new(connection.try_clone()?);
+    let mut lines = reader.by_ref().lines();
     let request = lines.next().transpose()?.unwrap_or_default();
-    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let mut length = 0;
+    while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or_default();
+        }
+    }
+    // A body that is left unread would reset the connection.
+    io::copy(&mut reader.take(length), &mut io::sink())?;
     let (code, body) = answer(&request);
     write!(
         connection,

@@ -7,6 +7,8 @@ use crate::failure::Failure;
 use crate::term;
 
 /// End runs now. Their verdict becomes `Stopped`, unless they have one.
+///
+/// All are tried. Exit code 2 if one could not be asked.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kubectl sandbox stop analyst
@@ -21,10 +23,18 @@ impl Stop {
     /// Asks for it.
     pub async fn run(&self, connected: &Connected) -> Result<(), Failure> {
         let sandboxes = connected.sandboxes();
+        let mut failed = None;
         for name in &self.names {
-            sandboxes.get(name).await?.stop().await?;
-            term::print(&format!("agentsandbox/{name} is asked to stop\n"))?;
+            let stopped = async { sandboxes.get(name).await?.stop().await };
+            match stopped.await.map_err(Failure::from) {
+                Ok(()) => term::print(&format!("agentsandbox/{name} is asked to stop\n"))?,
+                Err(failure) => {
+                    if let Some(earlier) = failed.replace(failure) {
+                        anstream::eprintln!("error: {earlier}");
+                    }
+                }
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }

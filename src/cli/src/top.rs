@@ -21,7 +21,7 @@ const AT_ONCE: usize = 8;
 /// Show what running sandboxes use now, beside what they may.
 ///
 /// Each sandbox is asked through pods/exec. Where a policy was changed since a run began, the ceilings shown may be
-/// others than those that hold for it.
+/// others than those that hold for it. Exit code 2 if a sandbox that was named does not run, or none could be asked.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kubectl sandbox top
@@ -51,7 +51,7 @@ impl Top {
             phase == Some(Phase::Running)
                 && (self.names.is_empty() || self.names.contains(&sandbox.name_any()))
         });
-        if running.is_empty() {
+        if running.is_empty() && self.names.is_empty() {
             anstream::eprintln!("No such sandbox runs in namespace {}.", connected.namespace);
             return Ok(());
         }
@@ -81,17 +81,48 @@ impl Top {
             "TOKENS",
             "EGRESS",
         ]);
+        let mut failed = None;
+        let mut rows = 0;
         for (sandbox, live) in running.iter().zip(asked) {
             let policy = policies
                 .get(&sandbox.spec.policy_ref.name)
                 .and_then(Option::as_ref);
             let ceilings = ceilings::ceilings(sandbox, policy);
             match live {
-                Ok(live) => table.row(row(sandbox, &live, &ceilings, Timestamp::now())),
-                Err(error) => anstream::eprintln!("{}: {}", sandbox.name_any(), Failure::from(error)),
+                Ok(live) => {
+                    table.row(row(sandbox, &live, &ceilings, Timestamp::now()));
+                    rows += 1;
+                }
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    anstream::eprintln!("{}: {failure}", sandbox.name_any());
+                    failed = Some(Failure::new("no sandbox could be asked").code(failure.code));
+                }
             }
         }
-        Ok(term::print(&table.to_string())?)
+        if rows > 0 {
+            term::print(&table.to_string())?;
+            failed = None;
+        }
+        match self.absent(&running) {
+            absent if absent.is_empty() => failed.map_or(Ok(()), Err),
+            absent => Err(Failure::new(format!(
+                "does not run in namespace {}: {}",
+                connected.namespace,
+                absent.join(", ")
+            ))
+            .next(format!("kubectl sandbox list -n {}", connected.namespace))),
+        }
+    }
+
+    /// The sandboxes that were named and are not among these.
+    fn absent(&self, running: &[AgentSandbox]) -> Vec<&str> {
+        let runs = |name: &&String| running.iter().any(|sandbox| sandbox.name_any() == **name);
+        self.names
+            .iter()
+            .filter(|name| !runs(name))
+            .map(String::as_str)
+            .collect()
     }
 }
 

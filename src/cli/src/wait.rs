@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use agentsandbox_client::{Progress, Until};
+use agentsandbox_client::api::sandbox::AgentSandbox;
+use agentsandbox_client::{Error, Progress, Until, verdict};
 use clap::{Args, ValueEnum};
 
 use crate::connection::Connected;
@@ -12,9 +13,9 @@ use crate::term::shown;
 /// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum For {
-    /// Its pod exists.
+    /// Its pod exists, or its command has succeeded.
     Started,
-    /// Its command runs, or the session takes steps; or it has ended.
+    /// Its command runs or has succeeded, or the session takes steps.
     Ready,
     /// The run has ended, either way.
     Finished,
@@ -58,13 +59,28 @@ impl Wait {
         let timeout = self.timeout.map(Duration::from_secs);
         let found = connected.sandboxes().get(&self.name).await;
         let sandbox = match found {
-            Err(agentsandbox_client::Error::NotFound { .. }) if until == Until::Deleted => return Ok(()),
+            Err(Error::NotFound { .. }) if until == Until::Deleted => return Ok(()),
             found => found?,
         };
         let report = reporter(&self.name, self.quiet);
-        sandbox.wait(until, timeout, report).await?;
-        Ok(())
+        let seen = sandbox.wait(until, timeout, report).await?;
+        match missed(&seen, until) {
+            Some(reason) => Err(Error::Ended {
+                name: self.name.clone(),
+                until,
+                reason,
+            }
+            .into()),
+            None => Ok(()),
+        }
     }
+}
+
+/// Why a run that has ended is not what was waited for: only a command that has succeeded was ready as well.
+fn missed(sandbox: &AgentSandbox, until: Until) -> Option<String> {
+    let reason = verdict(sandbox)?;
+    let succeeded = reason.is_success() && sandbox.spec.session.is_none();
+    (matches!(until, Until::Started | Until::Ready) && !succeeded).then(|| reason.to_string())
 }
 
 /// Says on standard error where a sandbox stands.
@@ -74,5 +90,37 @@ pub fn reporter(name: &str, quiet: bool) -> impl FnMut(&Progress) + use<> {
         if !quiet {
             anstream::eprintln!("{name}: {}", shown(&progress.to_string()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_has_failed_and_a_session_that_is_over_are_not_ready() {
+        let ended = |kind: &str, succeeded: &str, reason: &str| -> AgentSandbox {
+            let kinds = json!({"command": ["y"], "session": {"idleTimeoutSeconds": 1}});
+            serde_json::from_value(json!({
+                "metadata": {"name": "a"}, "spec": {"image": "x", kind: kinds[kind]},
+                "status": {"runId": "", "podName": "p", "conditions": [
+                    {"type": "Succeeded", "status": succeeded, "reason": reason, "message": "m",
+                     "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+            }))
+            .unwrap()
+        };
+        let failed = ended("command", "False", "NonZeroExit");
+        let succeeded = ended("command", "True", "Completed");
+        let idle = ended("session", "True", "IdleTimeout");
+        let running = ended("session", "Unknown", "NotFinished");
+        for until in [Until::Started, Until::Ready] {
+            assert_eq!(missed(&failed, until).as_deref(), Some("NonZeroExit"));
+            assert_eq!(missed(&idle, until).as_deref(), Some("IdleTimeout"));
+            assert_eq!(missed(&succeeded, until), None);
+            assert_eq!(missed(&running, until), None);
+        }
+        assert_eq!(missed(&failed, Until::Finished), None);
     }
 }

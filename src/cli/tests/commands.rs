@@ -1,0 +1,143 @@
+//! What commands say and how they end: the program itself, against an API server that answers from a script.
+
+// Clippy takes only functions marked #[test] for tests; this whole file is one.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../src/fake_api.rs"]
+mod fake_api;
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_kubectl-sandbox");
+
+/// Runs the program; the test's name keeps its kubeconfig apart from those of others.
+fn ran(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Output {
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+        "clusters": [{"name": "fake", "cluster": {"server": fake_api::serve(answer)}}],
+        "users": [{"name": "fake", "user": {}}],
+        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": "ns"}}],
+    });
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.kubeconfig"));
+    std::fs::write(&file, config.to_string()).unwrap();
+    Command::new(PROGRAM)
+        .arg("--kubeconfig")
+        .arg(file)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn told(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn sandbox(name: &str, status: &Value) -> Value {
+    json!({
+        "apiVersion": "agentsandbox.dev/v1alpha1", "kind": "AgentSandbox",
+        "metadata": {"name": name, "namespace": "ns", "uid": name},
+        "spec": {"image": "x", "command": ["y"]}, "status": status,
+    })
+}
+
+fn list(items: &[Value]) -> fake_api::Answered {
+    let list = json!({"apiVersion": "agentsandbox.dev/v1alpha1", "kind": "AgentSandboxList",
+                      "metadata": {"resourceVersion": "1"}, "items": items});
+    (200, list.to_string())
+}
+
+fn refused(code: u16, reason: &str, message: &str) -> fake_api::Answered {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message});
+    (code, status.to_string())
+}
+
+#[test]
+fn a_quiet_run_says_why_there_is_no_exit_code() {
+    let answer = |request: &str| {
+        if request.contains("/sandboxpolicies/") {
+            return refused(404, "NotFound", "no policy");
+        }
+        let condition = |type_: &str, status: &str| {
+            json!({"type": type_, "status": status, "reason": "PolicyRejected", "message": "m",
+                   "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let status = json!({
+            "runId": "", "phase": "Failed",
+            "result": {"reason": "PolicyRejected", "message": "spec.image is not allowed"},
+            "conditions": [condition("Finished", "True"), condition("Succeeded", "False")],
+        });
+        (200, sandbox("job", &status).to_string())
+    };
+    let (code, out, error) = told(&ran(
+        "quiet",
+        answer,
+        &["run", "x", "-q", "--name", "job", "--", "y"],
+    ));
+    assert_eq!((code, out.as_str()), (Some(125), ""), "{error}");
+    assert_eq!(
+        error,
+        "job: PolicyRejected: spec.image is not allowed\njob: next: kubectl sandbox get job\n"
+    );
+}
+
+#[test]
+fn stop_tries_all_and_reports_each() {
+    let answer = |request: &str| {
+        if request.contains("/agentsandboxes/gone") {
+            return refused(404, "NotFound", "not found");
+        }
+        let name = if request.contains("/one") { "one" } else { "two" };
+        (200, sandbox(name, &json!({})).to_string())
+    };
+    let (code, out, error) = told(&ran("stop", answer, &["stop", "gone", "one", "gone-too", "two"]));
+    assert_eq!(code, Some(2));
+    assert_eq!(
+        out,
+        "agentsandbox/one is asked to stop\nagentsandbox/two is asked to stop\n"
+    );
+    for name in ["gone", "gone-too"] {
+        assert!(
+            error.contains(&format!("error: no sandbox named {name} in namespace ns")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn top_fails_for_what_does_not_run_and_where_none_can_be_asked() {
+    let running = json!({"runId": "", "phase": "Running", "podName": "one-sb00000000"});
+    let answer = move |request: &str| {
+        if request.contains("/exec") {
+            return refused(403, "Forbidden", "pods is forbidden");
+        }
+        if request.contains("/sandboxpolicies/") {
+            return refused(404, "NotFound", "no policy");
+        }
+        if request.contains("/agentsandboxes/one") {
+            return (200, sandbox("one", &running).to_string());
+        }
+        list(&[
+            sandbox("one", &running),
+            sandbox("two", &json!({"phase": "Failed"})),
+        ])
+    };
+    let (code, out, error) = told(&ran("top-absent", answer.clone(), &["top", "two", "three"]));
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{error}");
+    assert!(
+        error.contains("does not run in namespace ns: two, three"),
+        "{error}"
+    );
+    let (code, out, error) = told(&ran("top-unreadable", answer, &["top"]));
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{error}");
+    assert!(error.starts_with("one: pods is forbidden"), "{error}");
+    let (code, _, error) = told(&ran("top-none", |_: &str| list(&[]), &["top"]));
+    assert_eq!(
+        (code, error.as_str()),
+        (Some(0), "No such sandbox runs in namespace ns.\n")
+    );
+}
