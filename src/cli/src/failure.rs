@@ -2,7 +2,6 @@
 
 use agentsandbox_client::Error;
 
-use crate::connection::ConnectionError;
 use crate::term::shown;
 
 /// The answer is no.
@@ -98,17 +97,12 @@ impl From<Error> for Failure {
                 }
                 _ => failure,
             },
+            Error::Config(_) => failure.next("set KUBECONFIG, or use --kubeconfig"),
             Error::Kube(kube::Error::Service(_) | kube::Error::HyperError(_)) => {
                 failure.next("is the cluster up? kubectl cluster-info")
             }
             _ => failure,
         }
-    }
-}
-
-impl From<ConnectionError> for Failure {
-    fn from(error: ConnectionError) -> Self {
-        Self::new(error.to_string())
     }
 }
 

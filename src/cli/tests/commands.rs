@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kubectl-sandbox");
 
-/// Runs the program; the test's name keeps its kubeconfig apart from those of others.
+/// Runs the program; the test's name keeps its kubeconfig apart from those of others. The way to a server on this machine
+/// leads through no proxy.
 fn ran(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Output {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "fake",
@@ -27,6 +28,7 @@ fn ran(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Output 
         .arg("--kubeconfig")
         .arg(file)
         .args(arguments)
+        .env("HTTPS_PROXY", "http://proxy.invalid:3128")
         .stdin(Stdio::null())
         .output()
         .unwrap()

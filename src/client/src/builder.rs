@@ -46,7 +46,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// The beginning of a name that the API server completes, at most 47 characters.
+    /// The beginning of a name that is completed at random when it is created, at most 42 characters.
     #[must_use]
     pub fn generate_name(mut self, prefix: impl Into<String>) -> Self {
         self.metadata.generate_name = Some(prefix.into());

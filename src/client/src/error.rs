@@ -89,8 +89,11 @@ pub enum Error {
     /// The API server said no, or can't be reached.
     #[error(transparent)]
     Kube(#[from] kube::Error),
+    /// The kubeconfig can't be used.
+    #[error("the kubeconfig can't be used: {0}")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
     /// No configuration leads to a cluster.
-    #[error(transparent)]
+    #[error("no cluster is configured: {0}")]
     Config(#[from] kube::config::InferConfigError),
     /// Reading or writing failed here.
     #[error(transparent)]

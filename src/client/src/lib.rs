@@ -25,6 +25,7 @@
 //! # }
 //! ```
 //!
+//! * [`connect`]: the way to a cluster.
 //! * [`Sandboxes`]: the sandboxes of one namespace; [`Sandbox`]: one of them.
 //! * [`SandboxBuilder`]: the object to create.
 //! * [`Sandbox::wait`] and [`Progress`]: what happens until it runs, or has ended.
@@ -34,6 +35,7 @@
 
 pub mod archive;
 mod builder;
+pub mod connect;
 mod error;
 mod exec;
 mod files;

@@ -1,15 +1,18 @@
 //! The sandboxes of a namespace, and one of them.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
 use agentsandbox_api::condition::types;
 use agentsandbox_api::reason::Reason;
 use agentsandbox_api::sandbox::{AgentSandbox, AgentSandboxStatus, RunResult, Usage};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client, Config, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use crate::wait::is_current;
-use crate::{Error, Result};
+use crate::{Error, Result, connect};
 
 /// The sandboxes of one namespace.
 #[derive(Clone)]
@@ -19,7 +22,8 @@ pub struct Sandboxes {
 }
 
 impl Sandboxes {
-    /// Those of a namespace.
+    /// Those of a namespace. Take the client from [`connect::client`]: kube's own repeats requests that were refused for
+    /// the moment, also those that make a sandbox or start a step.
     #[must_use]
     pub fn new(client: Client, namespace: impl Into<String>) -> Self {
         Self {
@@ -30,9 +34,9 @@ impl Sandboxes {
 
     /// Those of the namespace that kubeconfig, or the pod this runs in, names.
     pub async fn try_default() -> Result<Self> {
-        let config = Config::infer().await?;
+        let config = connect::config(None, None).await?;
         let namespace = config.default_namespace.clone();
-        Ok(Self::new(Client::try_from(config)?, namespace))
+        Ok(Self::new(connect::client(config)?, namespace))
     }
 
     /// The namespace.
@@ -47,9 +51,24 @@ impl Sandboxes {
         &self.client
     }
 
-    /// Creates a sandbox.
+    /// Creates a sandbox. A name to generate is made up here: whether an error came after the sandbox was made can then
+    /// be seen, and no request makes two.
     pub async fn create(&self, sandbox: impl Into<AgentSandbox>) -> Result<Sandbox> {
-        let made = self.api().create(&PostParams::default(), &sandbox.into()).await?;
+        let mut wanted = sandbox.into();
+        let made_up = match (&wanted.metadata.name, wanted.metadata.generate_name.take()) {
+            (None, Some(prefix)) => Some(new_name(&prefix)),
+            _ => None,
+        };
+        if made_up.is_some() {
+            wanted.metadata.name.clone_from(&made_up);
+        }
+        let made = match (self.api().create(&PostParams::default(), &wanted).await, made_up) {
+            (Err(error), Some(name)) if may_be_made(&error) => match self.api().get_opt(&name).await {
+                Ok(Some(made)) => made,
+                _ => return Err(error.into()),
+            },
+            (made, _) => made?,
+        };
         Ok(Sandbox {
             uid: made.uid(),
             ..self.sandbox(made.name_any())
@@ -89,6 +108,19 @@ impl Sandboxes {
 
     fn api(&self) -> Api<AgentSandbox> {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+/// A name that nobody else has.
+fn new_name(prefix: &str) -> String {
+    format!("{prefix}{:010x}", RandomState::new().hash_one(prefix) >> 24)
+}
+
+/// Whether an object may have been made in spite of an error.
+fn may_be_made(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code >= 500 || status.is_already_exists(),
+        _ => true,
     }
 }
 

@@ -108,6 +108,28 @@ async fn every_change_names_the_object_that_is_meant() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_was_made_in_spite_of_an_error_is_taken_and_none_is_made_twice() {
+    let wanted = || {
+        crate::SandboxBuilder::new("x")
+            .generate_name("job-")
+            .command(["y"])
+    };
+    let script = Script::default()
+        .then("POST … \"name\":\"job-", 504, &refusal(504, "Timeout"))
+        .then("GET … agentsandboxes/job-", 200, &object("1", false))
+        .then("POST … \"name\":\"job-", 504, &refusal(504, "Timeout"))
+        .then("GET … agentsandboxes/job-", 404, &refusal(404, "NotFound"))
+        .then("POST", 403, &refusal(403, "Forbidden"));
+    let sandboxes = Sandboxes::new(script.client(), "ns");
+    assert_eq!(sandboxes.create(wanted()).await.unwrap().name(), "job");
+    for code in [504, 403] {
+        let refused = sandboxes.create(wanted()).await.err().unwrap();
+        assert_eq!(refused.api_code(), Some(code));
+    }
+    script.is_over();
+}
+
+#[tokio::test]
 async fn a_wait_outlasts_a_watch_that_breaks_off_and_one_that_is_too_old() {
     let list = |finished: bool| {
         json!({"kind": "AgentSandboxList", "apiVersion": "agentsandbox.dev/v1alpha1",
