@@ -8,6 +8,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest path of an entry, in bytes.
 const PATH_MAX: usize = 4096;
@@ -69,6 +70,9 @@ pub enum ArchiveError {
     /// The archive is none, ends early, or uses what is not supported.
     #[error("the archive can't be read: {0}")]
     Malformed(String),
+    /// What was asked for is itself a link or a device.
+    #[error("{0:?} is no regular file or folder")]
+    Kind(String),
     /// The archive has nothing in it.
     #[error("there is nothing at that path")]
     Empty,
@@ -94,7 +98,7 @@ impl ArchiveError {
 }
 
 /// Unpacks an archive that holds one file or folder: its first entry names it, and the others lie below. It becomes
-/// `target`, whatever it was called.
+/// `target`, whatever it was called. If it is itself neither, that is an error.
 pub fn unpack(archive: impl Read, target: &Path, bounds: Bounds) -> Result<Transferred, ArchiveError> {
     // Headers and paddings are no bytes of files; what a header may weigh bounds them too.
     let ceiling = bounds
@@ -169,6 +173,8 @@ pub fn unpack(archive: impl Read, target: &Path, bounds: Bounds) -> Result<Trans
             write_file(&mut entry, target, &below, size, mode)?;
             done.files += 1;
             done.bytes += size;
+        } else if below.as_os_str().is_empty() {
+            return Err(ArchiveError::Kind(String::from_utf8_lossy(&name).into_owned()));
         } else {
             done.skipped += 1;
             done.first_skipped
@@ -281,7 +287,7 @@ fn write_file(
 }
 
 /// Packs a file or folder as `name`. Symbolic links in a folder are not followed: they, and whatever else is no regular
-/// file or folder, are left out and counted. `source` itself may be a link.
+/// file or folder, are left out and counted. `source` itself may be a link to one. Times of change are kept.
 pub fn pack(
     source: &Path,
     name: &str,
@@ -328,7 +334,7 @@ impl<W: Write> Packer<W> {
         }
         let mut header = tar::Header::new_gnu();
         header.set_mode(mode_of(kind));
-        header.set_mtime(0);
+        header.set_mtime(kind.modified().map_or(0, seconds));
         if kind.is_dir() {
             header.set_entry_type(tar::EntryType::Directory);
             header.set_size(0);
@@ -359,6 +365,8 @@ impl<W: Write> Packer<W> {
                 .map_err(ArchiveError::at(source))?;
             self.done.files += 1;
             self.done.bytes += size;
+        } else if depth == 0 {
+            return Err(ArchiveError::Kind(source.display().to_string()));
         } else {
             self.done.skipped += 1;
             self.done
@@ -367,6 +375,11 @@ impl<W: Write> Packer<W> {
         }
         Ok(())
     }
+}
+
+/// A time as archives hold it: whole seconds since 1970.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(unix)]

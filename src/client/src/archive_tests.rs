@@ -294,3 +294,39 @@ proptest! {
         place.is_untouched();
     }
 }
+
+#[test]
+fn times_of_change_are_packed() {
+    let place = Place::new();
+    let changed = UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+    let victim = place.home.path().join("victim");
+    fs::File::options()
+        .write(true)
+        .open(&victim)
+        .unwrap()
+        .set_modified(changed)
+        .unwrap();
+    let mut archive = Vec::new();
+    pack(place.home.path(), "home", &mut archive, Bounds::default()).unwrap();
+    let mut archive = tar::Archive::new(&archive[..]);
+    let times: Vec<_> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().header().mtime().unwrap())
+        .collect();
+    assert!(times[0] > 1_700_000_000, "{times:?}");
+    assert_eq!(times[1], 1_700_000_000);
+}
+
+#[test]
+fn what_is_itself_no_file_or_folder_is_an_error() {
+    let place = Place::new();
+    let link = Made::new().entry(tar::EntryType::Symlink, "out", "/etc/passwd", b"");
+    let refused = place.unpack(&link.bytes());
+    assert!(
+        matches!(&refused, Err(ArchiveError::Kind(name)) if name == "out"),
+        "{refused:?}"
+    );
+    let device = pack(Path::new("/dev/null"), "x", &mut Vec::new(), Bounds::default());
+    assert!(matches!(device, Err(ArchiveError::Kind(_))), "{device:?}");
+}

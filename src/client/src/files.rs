@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agentsandbox_api::names::PATH_WORKSPACE;
 use tokio::task::JoinHandle;
@@ -51,18 +51,7 @@ impl Sandbox {
     pub async fn write_file(&self, path: &str, content: Vec<u8>, mode: u32) -> Result<()> {
         let (folder, name) = place(path)?;
         self.send(&folder, Bounds::default().seconds, move |stream| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            header.set_mode(mode & 0o777);
-            let mut archive = tar::Builder::new(stream);
-            archive
-                .append_data(&mut header, &name, &content[..])
-                .and_then(|()| archive.into_inner())
-                .map(drop)
-                .map_err(|error| ArchiveError::Io {
-                    path: name.into(),
-                    error,
-                })
+            one_file(stream, &name, &content, mode)
         })
         .await
     }
@@ -191,6 +180,23 @@ async fn end(running: RunningStep, complaint: JoinHandle<Result<Vec<u8>>>) -> Re
     }))
 }
 
+/// An archive of one file that was changed now.
+fn one_file(stream: impl Write, name: &str, content: &[u8], mode: u32) -> Result<(), ArchiveError> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(mode & 0o777);
+    header.set_mtime(archive::seconds(SystemTime::now()));
+    let mut archive = tar::Builder::new(stream);
+    archive
+        .append_data(&mut header, name, content)
+        .and_then(|()| archive.into_inner())
+        .map(drop)
+        .map_err(|error| ArchiveError::Io {
+            path: name.into(),
+            error,
+        })
+}
+
 /// The archive's first entry, which must be a regular file.
 fn regular_file(archive: &mut dyn Read, limit: u64) -> Result<Vec<u8>, ArchiveError> {
     let malformed = |error: std::io::Error| ArchiveError::Malformed(error.to_string());
@@ -252,6 +258,18 @@ mod tests {
             Err(ArchiveError::Malformed(_))
         ));
         assert!(matches!(regular_file(&mut &b""[..], 4), Err(ArchiveError::Empty)));
+    }
+
+    #[test]
+    fn a_file_that_is_written_was_changed_now() {
+        let before = archive::seconds(SystemTime::now());
+        let mut written = Vec::new();
+        one_file(&mut written, "x", b"12", 0o4644).unwrap();
+        let mut written = tar::Archive::new(&written[..]);
+        let entry = written.entries().unwrap().next().unwrap().unwrap();
+        let header = entry.header();
+        assert!(header.mtime().unwrap() >= before);
+        assert_eq!((header.mode().unwrap(), header.size().unwrap()), (0o644, 2));
     }
 
     #[test]
