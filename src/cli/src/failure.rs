@@ -82,6 +82,9 @@ impl From<Error> for Failure {
                 failure.next(format!("kubectl sandbox list -n {namespace}"))
             }
             Error::NoPod { name, .. } => failure.next(format!("kubectl sandbox get {name}")),
+            Error::RunEnded { name, .. } => failure.next(format!(
+                "kubectl sandbox get {name}; kubectl sandbox rerun {name} begins anew"
+            )),
             Error::Timeout { name, .. } => failure
                 .next(format!("kubectl sandbox get {name}"))
                 .code(TIMED_OUT),

@@ -55,6 +55,14 @@ pub enum Error {
         /// Why it ended.
         reason: String,
     },
+    /// The run has ended, and with it what was under way in the sandbox.
+    #[error("sandbox {name} has ended ({reason})")]
+    RunEnded {
+        /// Its name.
+        name: String,
+        /// Why it ended.
+        reason: String,
+    },
     /// The recorder refused a step.
     #[error("step refused: {reason}: {message}")]
     StepRefused {

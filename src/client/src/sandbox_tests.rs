@@ -130,6 +130,30 @@ async fn a_sandbox_that_was_made_in_spite_of_an_error_is_taken_and_none_is_made_
 }
 
 #[tokio::test]
+async fn a_step_that_cant_start_says_that_the_run_has_ended_unless_it_was_forbidden() {
+    let script = |ended: bool, code: u16| {
+        Script::default()
+            .then("GET", 200, &object("1", false))
+            .then("GET", 200, &object("1", ended))
+            .then("/exec?", code, &refusal(code, "r"))
+    };
+    let start = async |script: Script| {
+        let sandbox = script.sandbox().await;
+        let error = sandbox.start_step(&crate::Step::new(["y"])).await.err().unwrap();
+        script.is_over();
+        error
+    };
+    let ended = start(script(true, 400).then("GET", 200, &object("1", true))).await;
+    assert!(
+        matches!(&ended, Error::RunEnded { reason, .. } if reason == "Completed"),
+        "{ended:?}"
+    );
+    let running = start(script(false, 400).then("GET", 200, &object("1", false))).await;
+    assert_eq!(running.api_code(), Some(400));
+    assert_eq!(start(script(true, 403)).await.api_code(), Some(403));
+}
+
+#[tokio::test]
 async fn a_wait_outlasts_a_watch_that_breaks_off_and_one_that_is_too_old() {
     let list = |finished: bool| {
         json!({"kind": "AgentSandboxList", "apiVersion": "agentsandbox.dev/v1alpha1",

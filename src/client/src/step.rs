@@ -12,7 +12,7 @@ use kube::core::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::exec::{self, End, Input};
-use crate::{Error, Result, Sandbox};
+use crate::{Error, Result, Sandbox, verdict};
 
 /// How a refusal begins, on standard error.
 const REFUSED: &str = "sandbox-supervisor: step refused: ";
@@ -128,6 +128,7 @@ pub struct RunningStep {
     /// Its standard error. It must be read or dropped, or the step stands still.
     pub stderr: Option<DuplexStream>,
     end: End,
+    sandbox: Sandbox,
 }
 
 impl RunningStep {
@@ -135,7 +136,10 @@ impl RunningStep {
     /// ran out of time, [`EXIT_REFUSED`] if it was refused. Streams that were not taken are dropped.
     pub async fn wait(self) -> Result<i32> {
         drop((self.stdin, self.stdout, self.stderr));
-        self.end.exit_code().await
+        match self.end.exit_code().await {
+            Err(error @ Error::Disconnected(_)) => Err(self.sandbox.explained(error).await),
+            outcome => outcome,
+        }
     }
 }
 
@@ -212,7 +216,10 @@ impl Sandbox {
         let request = Request::new(Pod::url_path(&(), Some(self.namespace())))
             .exec(&pod, command, &parameters)
             .map_err(kube::Error::BuildRequest)?;
-        let connection = self.client.connect(request).await?;
+        let connection = match self.client.connect(request).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(self.explained(error.into()).await),
+        };
         if input == Input::Passed && !connection.supports_stream_close() {
             return Err(Error::OldApiServer);
         }
@@ -222,7 +229,22 @@ impl Sandbox {
             stdout: Some(started.stdout),
             stderr: Some(started.stderr),
             end: started.end,
+            sandbox: self.clone(),
         })
+    }
+
+    /// Why nothing came of a command in the sandbox: in one that has ended the runtime's words say little.
+    async fn explained(&self, error: Error) -> Error {
+        if matches!(error.api_code(), Some(401 | 403)) {
+            return error;
+        }
+        match self.object().await.ok().as_ref().and_then(verdict) {
+            Some(reason) => Error::RunEnded {
+                name: self.name().to_owned(),
+                reason: reason.to_string(),
+            },
+            None => error,
+        }
     }
 }
 

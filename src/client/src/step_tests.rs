@@ -36,7 +36,9 @@ async fn answer(mut stream: TcpStream, protocol: &'static str) {
     if !line.contains("/exec?") {
         let object =
             json!({"metadata": {"name": "job"}, "spec": {"image": "x", "session": {"idleTimeoutSeconds": 1}},
-            "status": {"runId": "", "podName": "job-sb00000000"}})
+            "status": {"runId": "", "podName": "job-sb00000000", "conditions": [
+                {"type": "Succeeded", "status": "True", "reason": "IdleTimeout", "message": "m",
+                 "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
             .to_string();
         let length = object.len();
         let answer =
@@ -78,6 +80,11 @@ async fn echo(mut socket: WebSocketStream<TcpStream>, line: &str) {
         }
     }
     socket.send(channel(2, line.as_bytes())).await.unwrap();
+    if line.contains("command=vanish") {
+        let outcome =
+            json!({"metadata": {}, "status": "Failure", "message": "container not found"}).to_string();
+        return socket.send(channel(3, outcome.as_bytes())).await.unwrap();
+    }
     let outcome = json!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": "exit code 3",
         "details": {"causes": [{"reason": "ExitCode", "message": "3"}]}});
     socket
@@ -136,5 +143,15 @@ async fn an_api_server_that_cannot_end_input_is_told_of() {
     assert_eq!(
         sandbox.step(&Step::new(["true"]), 1000).await.unwrap().exit_code,
         3
+    );
+}
+
+#[tokio::test]
+async fn a_step_without_an_end_in_a_session_that_has_ended_says_so() {
+    let sandbox = serve("v5.channel.k8s.io").await;
+    let ended = sandbox.step(&Step::new(["vanish"]), 1000).await;
+    assert!(
+        matches!(&ended, Err(Error::RunEnded { reason, .. }) if reason == "IdleTimeout"),
+        "{ended:?}"
     );
 }
