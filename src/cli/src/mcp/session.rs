@@ -1,5 +1,6 @@
 //! Where tools work: a session sandbox, or in tests something that stands for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentsandbox_api::sandbox::AgentSandbox;
@@ -41,7 +42,14 @@ pub trait Workplace: Send + Sync + 'static {
 pub struct Session {
     sandboxes: Sandboxes,
     wanted: AgentSandbox,
-    made: Mutex<Option<Sandbox>>,
+    stage: Arc<Mutex<Stage>>,
+}
+
+/// How far a session is.
+enum Stage {
+    Wanted,
+    Made(Sandbox),
+    Over,
 }
 
 impl Session {
@@ -50,13 +58,13 @@ impl Session {
         Self {
             sandboxes,
             wanted,
-            made: Mutex::new(None),
+            stage: Arc::new(Mutex::new(Stage::Wanted)),
         }
     }
 
     /// The sandbox, once it takes steps.
     pub async fn begin(&self) -> Result<Sandbox, String> {
-        let sandbox = self.make().await.map_err(|error| told(&error))?;
+        let sandbox = self.make().await?;
         let ready = sandbox.wait(Until::Ready, Some(START), |_| {}).await;
         match agentsandbox_client::verdict(&ready.map_err(|error| told(&error))?) {
             Some(reason) => Err(format!("the session has ended: {reason}")),
@@ -64,24 +72,33 @@ impl Session {
         }
     }
 
-    async fn make(&self) -> Result<Sandbox, Error> {
-        let mut made = self.made.lock().await;
-        if let Some(sandbox) = &*made {
-            return Ok(sandbox.clone());
-        }
-        let sandbox = self.sandboxes.create(self.wanted.clone()).await?;
-        *made = Some(sandbox.clone());
-        Ok(sandbox)
+    async fn make(&self) -> Result<Sandbox, String> {
+        let (stage, sandboxes, wanted) = (self.stage.clone(), self.sandboxes.clone(), self.wanted.clone());
+        // On its own: who asked may leave meanwhile, and a sandbox that nobody knows would not be deleted.
+        let making = tokio::spawn(async move {
+            let mut stage = stage.lock().await;
+            match &*stage {
+                Stage::Made(sandbox) => Ok(sandbox.clone()),
+                Stage::Over => Err("the session is over".to_owned()),
+                Stage::Wanted => {
+                    let sandbox = sandboxes.create(wanted).await.map_err(|error| told(&error))?;
+                    *stage = Stage::Made(sandbox.clone());
+                    Ok(sandbox)
+                }
+            }
+        });
+        making.await.map_err(|error| error.to_string())?
     }
 
-    /// Deletes the sandbox, if it was made.
+    /// Deletes the sandbox, if it was made or is being made. None is made after this.
     pub async fn end(&self) -> Result<(), Error> {
-        match self.made.lock().await.take() {
-            Some(sandbox) => match sandbox.delete().await {
+        let mut stage = self.stage.lock().await;
+        match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Made(sandbox) => match sandbox.delete().await {
                 Err(Error::NotFound { .. } | Error::Deleted { .. }) => Ok(()),
                 deleted => deleted,
             },
-            None => Ok(()),
+            Stage::Wanted | Stage::Over => Ok(()),
         }
     }
 }
@@ -127,5 +144,48 @@ impl Workplace for Session {
             let content = sandbox.read_file(&path, TEXT_MAX as u64).await;
             content.map_err(|error| told(&error))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use agentsandbox_client::SandboxBuilder;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fake_api;
+
+    #[tokio::test]
+    async fn a_session_that_is_left_while_it_is_made_is_deleted_and_none_is_made_after_its_end() {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let requests = asked.clone();
+        let (posted, mut post) = tokio::sync::mpsc::unbounded_channel();
+        let answer = move |request: &str| {
+            let verb = request.split(' ').next().unwrap_or_default().to_owned();
+            if verb == "POST" {
+                posted.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            requests.lock().unwrap().push(verb);
+            let object = json!({"apiVersion": "agentsandbox.dev/v1alpha1", "kind": "AgentSandbox",
+                "metadata": {"name": "mcp-1", "uid": "1"}, "spec": {"image": "x"}});
+            (200, object.to_string())
+        };
+        let config = kube::Config::new(fake_api::serve(answer).parse().unwrap());
+        let sandboxes = Sandboxes::new(kube::Client::try_from(config).unwrap(), "ns");
+        let wanted = SandboxBuilder::new("x").generate_name("mcp-").session(60).build();
+        let session = Arc::new(Session::new(sandboxes, wanted));
+        let beginning = tokio::spawn({
+            let session = session.clone();
+            async move { session.begin().await }
+        });
+        post.recv().await.unwrap();
+        beginning.abort();
+        session.end().await.unwrap();
+        assert_eq!(*asked.lock().unwrap(), ["POST", "DELETE"]);
+        assert_eq!(session.begin().await.err().unwrap(), "the session is over");
+        assert_eq!(*asked.lock().unwrap(), ["POST", "DELETE"]);
     }
 }
