@@ -129,12 +129,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
     match command {
         Command::Run(run) => return run.run(&connected).await,
         Command::Exec(exec) => return exec.run(&connected).await,
-        Command::Doctor(doctor) => {
-            let passed = doctor.run(&connected).await;
-            return passed
-                .map(answer)
-                .map_err(|error| Failure::new(error.to_string()));
-        }
+        Command::Doctor(doctor) => return doctor.run(&connected).await.map(answer),
         Command::List(list) => list.run(&connected).await?,
         Command::Get(get) => get.run(&connected).await?,
         Command::Cp(cp) => cp.run(&connected).await?,

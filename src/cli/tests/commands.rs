@@ -16,6 +16,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_kubectl-sandbox");
 /// Runs the program; the test's name keeps its kubeconfig apart from those of others. The way to a server on this machine
 /// leads through no proxy.
 fn ran(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Output {
+    program(test, answer, arguments).output().unwrap()
+}
+
+fn program(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Command {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "fake",
         "clusters": [{"name": "fake", "cluster": {"server": fake_api::serve(answer)}}],
@@ -24,14 +28,14 @@ fn ran(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Output 
     });
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.kubeconfig"));
     std::fs::write(&file, config.to_string()).unwrap();
-    Command::new(PROGRAM)
+    let mut command = Command::new(PROGRAM);
+    command
         .arg("--kubeconfig")
         .arg(file)
         .args(arguments)
         .env("HTTPS_PROXY", "http://proxy.invalid:3128")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+        .stdin(Stdio::null());
+    command
 }
 
 fn told(output: &Output) -> (Option<i32>, String, String) {
@@ -142,4 +146,32 @@ fn top_fails_for_what_does_not_run_and_where_none_can_be_asked() {
         (code, error.as_str()),
         (Some(0), "No such sandbox runs in namespace ns.\n")
     );
+}
+
+#[test]
+fn a_doctor_whom_nobody_hears_ends_quietly_and_one_who_sees_little_says_what_to_name() {
+    let forbidden = |_: &str| refused(403, "Forbidden", "no");
+    for format in [&["doctor", "--no-probe"][..], &["doctor", "-o", "json"]] {
+        let mut doctor = program("doctor", forbidden, format);
+        let mut doctor = doctor
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(doctor.stdout.take());
+        let (code, _, error) = told(&doctor.wait_with_output().unwrap());
+        assert_eq!((code, error.as_str()), (Some(141), ""), "{format:?}");
+    }
+    let version = |request: &str| match request.contains("/version") {
+        true => (
+            200,
+            json!({"major": "1", "minor": "36", "gitVersion": "", "gitCommit": "", "gitTreeState": "",
+            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""})
+            .to_string(),
+        ),
+        false => refused(403, "Forbidden", "no"),
+    };
+    let (code, out, error) = told(&ran("doctor-blind", version, &["doctor"]));
+    assert_eq!(code, Some(0), "{out}{error}");
+    assert!(out.contains("with --image and --command"), "{out}");
 }

@@ -323,10 +323,14 @@ async fn rights(client: &Client, namespace: &str) -> Check {
     for (verb, group, resource, subresource) in [
         ("create", names::GROUP, "agentsandboxes", None),
         ("get", names::GROUP, "agentsandboxes", None),
+        ("list", names::GROUP, "agentsandboxes", None),
+        ("watch", names::GROUP, "agentsandboxes", None),
         ("patch", names::GROUP, "agentsandboxes", None),
         ("delete", names::GROUP, "agentsandboxes", None),
         ("get", names::GROUP, "sandboxpolicies", None),
         ("get", "", "pods", Some("log")),
+        // An exec over a WebSocket is a GET; API servers since 1.35 ask for both.
+        ("get", "", "pods", Some("exec")),
         ("create", "", "pods", Some("exec")),
     ] {
         let review = SelfSubjectAccessReview {

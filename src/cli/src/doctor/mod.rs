@@ -13,6 +13,8 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::connection::Connected;
+use crate::failure::Failure;
+use crate::term;
 
 /// Check whether this cluster and namespace can hold sandboxes, and say what to do.
 ///
@@ -106,11 +108,11 @@ impl Check {
 
 impl Doctor {
     /// Checks, and prints; whether nothing failed.
-    pub async fn run(&self, connected: &Connected) -> Result<bool, kube::Error> {
+    pub async fn run(&self, connected: &Connected) -> Result<bool, Failure> {
         let as_json = self.output.is_some();
         let mut checks = Vec::new();
         for check in cluster::look(connected, &self.operator_namespace, &self.policy).await {
-            checks.push(shown(check, as_json));
+            checks.push(shown(check, as_json)?);
         }
         if self.no_probe {
             let check = Check::warning(
@@ -118,32 +120,33 @@ impl Doctor {
                 "no sandbox was started",
                 "run without --no-probe: that network policies are enforced can't be seen, only tried",
             );
-            checks.push(shown(check, as_json));
+            checks.push(shown(check, as_json)?);
         } else if checks.iter().any(|check| check.outcome == Outcome::Failed) {
             let check = Check::warning(
                 "proof",
                 "not tried, because of what failed above",
                 "mend that first",
             );
-            checks.push(shown(check, as_json));
+            checks.push(shown(check, as_json)?);
         } else {
             for check in probe::prove(self, connected).await {
-                checks.push(shown(check, as_json));
+                checks.push(shown(check, as_json)?);
             }
         }
         if as_json {
-            println!("{}", serde_json::to_string_pretty(&checks).unwrap_or_default());
+            let text = serde_json::to_string_pretty(&checks).unwrap_or_default();
+            term::print_document(&(text + "\n"))?;
         }
         Ok(!checks.iter().any(|check| check.outcome == Outcome::Failed))
     }
 }
 
 /// Prints a check when it is known: the proof takes its time.
-fn shown(check: Check, as_json: bool) -> Check {
+fn shown(check: Check, as_json: bool) -> std::io::Result<Check> {
     if !as_json {
-        anstream::print!("{}", text(&check));
+        term::print(&text(&check))?;
     }
-    check
+    Ok(check)
 }
 
 fn text(check: &Check) -> String {

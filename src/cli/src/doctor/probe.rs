@@ -38,6 +38,11 @@ pub async fn prove(doctor: &Doctor, connected: &Connected) -> Vec<Check> {
                     advice,
                 )];
             }
+            Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                let advice = "name an image and its command with --image and --command";
+                let found = "not tried: the supervisor's image stands in the operator's Deployment, which you may not read";
+                return vec![Check::warning(NAME, found, advice)];
+            }
             Err(error) => return vec![Check::unseen(NAME, &error)],
         },
     };
@@ -137,20 +142,24 @@ fn judge(status: &AgentSandboxStatus) -> Vec<Check> {
             .filter(|(name, outcome)| !name.starts_with("gateway/") && is_open(**outcome))
             .map(|(name, outcome)| format!("{name} ({outcome:?})"))
             .collect();
-        checks.push(if open.is_empty() && network.isolated_at.is_some() {
-            Check::ok(
+        checks.push(match (open.is_empty(), network.isolated_at.is_some()) {
+            (true, true) => Check::ok(
                 "network",
                 format!(
                     "{} destinations tried from inside, closed as they must be",
                     network.probes.len()
                 ),
-            )
-        } else {
-            Check::failed(
+            ),
+            (true, false) => Check::failed(
+                "network",
+                "not proven: the sandbox ended before all destinations were seen closed",
+                "mend first what ended it, then run this again",
+            ),
+            (false, _) => Check::failed(
                 "network",
                 format!("reachable from inside: {}", open.join(", ")),
                 "this cluster does not enforce NetworkPolicies: install a network plugin that does",
-            )
+            ),
         });
     }
     checks
@@ -198,6 +207,13 @@ mod tests {
         };
         assert_eq!(failed(&open), 2, "{open:?}");
         assert!(open[1].found.contains("apiserver/TCP (Connected)"));
+        assert!(open[1].advice.as_ref().unwrap().contains("does not enforce"));
+        let early = judge(&status(json!({
+            "phase": "Failed", "result": {"reason": "SandboxLost", "message": "gone"},
+            "network": {"rounds": 1, "probes": {"apiserver/TCP": "Timeout"}},
+        })));
+        assert_eq!(failed(&early), 2, "{early:?}");
+        assert!(early[1].found.starts_with("not proven"), "{early:?}");
         let waiting = judge(&status(json!({"phase": "Queued"})));
         assert_eq!(failed(&waiting), 1);
         assert!(waiting[0].found.contains("Queued"));
