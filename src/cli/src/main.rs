@@ -22,6 +22,7 @@ mod page;
 mod policy_check;
 mod rerun;
 mod run;
+mod schema;
 mod screen;
 mod stop;
 mod term;

@@ -1,5 +1,5 @@
 //! `kubectl sandbox policy check`: what a policy permits, and whether a sandbox would be accepted under it, without any
-//! cluster: the operator's own validation is run here.
+//! cluster: the operator's own validation is run here, and before it what the API server checks by the kinds' definitions.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -10,13 +10,17 @@ use clap::{Args, Parser};
 use kube::ResourceExt;
 use sandbox_operator::cluster::ClusterAddresses;
 use sandbox_operator::config::Config;
+use sandbox_operator::crd::Kind;
 use sandbox_operator::policy::valid::{ValidPolicy, validate};
 use sandbox_operator::sandbox::admit::admit;
 
+use crate::schema;
+
 /// Explain what a policy permits, and whether sandboxes would be accepted. Needs no cluster.
 ///
-/// What only a cluster knows is not checked: whether the runtime class and Secrets exist, and which addresses are the
-/// cluster's own. Exit code 1 if a policy can't be enforced or a sandbox would be rejected.
+/// Both the API server's checks by the kinds' definitions and the operator's own are made. What only a cluster knows is
+/// not checked: whether the runtime class and Secrets exist, which addresses are the cluster's own, whether the object is
+/// there already and may be changed so, and what admission policies and quotas say. Exit code 1 if a policy can't be enforced or a sandbox would be rejected.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kubectl sandbox policy check policy.yaml
@@ -60,11 +64,11 @@ pub enum CheckError {
     Flags(String),
 }
 
-/// The manifests of all files.
+/// The manifests of all files, each with what the API server would refuse of it.
 #[derive(Debug, Default)]
 struct Manifests {
-    policies: Vec<SandboxPolicy>,
-    sandboxes: Vec<AgentSandbox>,
+    policies: Vec<(SandboxPolicy, Vec<String>)>,
+    sandboxes: Vec<(AgentSandbox, Vec<String>)>,
 }
 
 /// What was found, as text for people, and whether all is well.
@@ -131,8 +135,14 @@ impl Manifests {
                     .and_then(|kind| kind.as_str())
                     .unwrap_or_default();
                 match kind {
-                    "SandboxPolicy" => self.policies.push(strict(item).map_err(wrong)?),
-                    "AgentSandbox" => self.sandboxes.push(strict(item).map_err(wrong)?),
+                    "SandboxPolicy" => {
+                        let refused = schema::refused(Kind::Sandboxpolicy, &item);
+                        self.policies.push((strict(item).map_err(wrong)?, refused));
+                    }
+                    "AgentSandbox" => {
+                        let refused = schema::refused(Kind::Agentsandbox, &item);
+                        self.sandboxes.push((strict(item).map_err(wrong)?, refused));
+                    }
                     _ => {}
                 }
             }
@@ -166,8 +176,16 @@ fn check(manifests: &Manifests, config: &Config) -> Result<Report, CheckError> {
     let mut text = String::new();
     let mut passed = true;
     let mut valid = Vec::new();
-    for policy in &manifests.policies {
+    for (policy, refused) in &manifests.policies {
         let name = policy.name_any();
+        if !refused.is_empty() {
+            passed = false;
+            let _ = writeln!(text, "SandboxPolicy {name}: WOULD BE REFUSED BY THE API SERVER");
+            list(&mut text, refused);
+            text.push('\n');
+            valid.push((name, None));
+            continue;
+        }
         match validate(&policy.spec, config, &ClusterAddresses::default()) {
             Ok(found) => {
                 let _ = writeln!(text, "SandboxPolicy {name}: can be enforced\n");
@@ -177,15 +195,13 @@ fn check(manifests: &Manifests, config: &Config) -> Result<Report, CheckError> {
             Err(problems) => {
                 passed = false;
                 let _ = writeln!(text, "SandboxPolicy {name}: CAN'T BE ENFORCED");
-                for problem in &problems.invalid {
-                    let _ = writeln!(text, "  - {problem}");
-                }
+                list(&mut text, &problems.invalid);
                 text.push('\n');
                 valid.push((name, None));
             }
         }
     }
-    for sandbox in &manifests.sandboxes {
+    for (sandbox, refused) in &manifests.sandboxes {
         let (name, wanted) = (sandbox.name_any(), &sandbox.spec.policy_ref.name);
         let policy = valid.iter().find(|(name, _)| name == wanted);
         let verdict = match policy {
@@ -194,20 +210,31 @@ fn check(manifests: &Manifests, config: &Config) -> Result<Report, CheckError> {
             Some((_, None)) => Err(format!("SandboxPolicy {wanted} can't be enforced")),
             Some((_, Some(policy))) => judged(sandbox, policy),
         };
-        match verdict {
-            Ok(()) => {
+        let problems = if refused.is_empty() {
+            verdict
+                .err()
+                .map(|why| ("WOULD BE REJECTED", why.split("; ").map(str::to_owned).collect()))
+        } else {
+            Some(("WOULD BE REFUSED BY THE API SERVER", refused.clone()))
+        };
+        match problems {
+            None => {
                 let _ = writeln!(text, "AgentSandbox {name}: would be accepted by policy {wanted}");
             }
-            Err(why) => {
+            Some((verdict, problems)) => {
                 passed = false;
-                let _ = writeln!(text, "AgentSandbox {name}: WOULD BE REJECTED");
-                for problem in why.split("; ") {
-                    let _ = writeln!(text, "  - {problem}");
-                }
+                let _ = writeln!(text, "AgentSandbox {name}: {verdict}");
+                list(&mut text, &problems);
             }
         }
     }
     Ok(Report { text, passed })
+}
+
+fn list(text: &mut String, problems: &[String]) {
+    for problem in problems {
+        let _ = writeln!(text, "  - {problem}");
+    }
 }
 
 fn judged(sandbox: &AgentSandbox, policy: &ValidPolicy) -> Result<(), String> {
@@ -411,6 +438,30 @@ spec:
         assert!(report.text.contains("WOULD BE REJECTED"));
         assert!(report.text.contains("limits.runtimeSeconds"), "{}", report.text);
         assert!(report.text.contains("limits.tokens"), "{}", report.text);
+    }
+
+    #[test]
+    fn what_the_api_server_refuses_fails_the_check_whatever_the_policy_permits() {
+        let session = sandbox("session: {idleTimeoutSeconds: 60}, limits: {runtimeSeconds: 5}");
+        let refused = report(&session).unwrap();
+        assert!(!refused.passed);
+        assert!(
+            refused
+                .text
+                .starts_with("AgentSandbox one: WOULD BE REFUSED BY THE API SERVER\n  - spec set either"),
+            "{}",
+            refused.text
+        );
+        let policy = POLICY.replace("methods: [GET]", "methods: [get]");
+        let refused = report(&policy).unwrap();
+        assert!(!refused.passed);
+        assert!(
+            refused
+                .text
+                .contains("spec.egress.allow[0].methods[0] must match"),
+            "{}",
+            refused.text
+        );
     }
 
     #[test]

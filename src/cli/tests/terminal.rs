@@ -96,7 +96,7 @@ fn what_a_manifest_says_is_written_out_on_a_terminal() {
     let sandbox = file("hostile.json", &sandbox.to_string());
     let told = on_a_terminal("", &["policy", "check", &sandbox]);
     assert!(
-        told.contains(&format!("AgentSandbox one{WRITTEN_OUT}: would be accepted")),
+        told.contains(&format!("AgentSandbox one{WRITTEN_OUT}: WOULD BE REFUSED")),
         "{told:?}"
     );
     assert!(!told.contains('\u{1b}'), "{told:?}");
