@@ -341,7 +341,7 @@ mod tests {
             "{found:?}"
         );
         let found = problems(Kind::Sandboxpolicy, |object| {
-            object["spec"]["isolation"] = json!({"minimum": "Best"})
+            object["spec"]["isolation"] = json!({"minimum": "Best"});
         });
         assert!(
             found[0].starts_with("spec.isolation.minimum must be one of"),
