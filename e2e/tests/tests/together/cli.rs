@@ -304,9 +304,13 @@ async fn an_interrupt_stops_the_run_and_rerun_runs_it_again() {
     let status = harness.finished("long").await.unwrap();
     assert_eq!(status.result.unwrap().reason, Some(Reason::Stopped));
     assert_eq!(harness.call(&["wait", "long"]).unwrap().0, 0);
-    let (code, _, told) = harness.call(&["wait", "long", "--for=succeeded"]).unwrap();
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("Stopped"), "{told}");
+    for what in ["--for=succeeded", "--for=ready", "--for=started"] {
+        let (code, _, told) = harness.call(&["wait", "long", what]).unwrap();
+        assert_eq!(code, 1, "{what}: {told}");
+        assert!(told.contains("Stopped"), "{what}: {told}");
+    }
+    let (code, _, told) = harness.call(&["top", "long"]).unwrap();
+    assert_eq!(code, 2, "{told}");
     let (code, _, told) = harness
         .call(&["wait", "long", "--for=deleted", "--timeout", "1"])
         .unwrap();

@@ -86,6 +86,9 @@ async fn a_session_is_worked_in_and_its_log_verified() {
     succeeds(&harness, &["stop", "tools"]);
     harness.finished("tools").await.unwrap();
     let followed = text(&followed.wait_with_output().unwrap().stdout);
+    let (code, _, told) = harness.call(&["exec", "tools", "--", "true"]).unwrap();
+    assert_eq!(code, 125, "{told}");
+    assert!(told.contains("has ended (Stopped)"), "{told}");
     // A run that is ended from outside keeps its log as any other.
     for log in [followed, succeeds(&harness, &["audit", "tools"])] {
         assert!(
@@ -261,10 +264,10 @@ fn files_go_in_and_come_out(harness: &Harness) {
     assert!(told.contains("1 left out"), "{told}");
     assert!(std::fs::read(here.join("again/sub/file")).unwrap() == bytes);
     assert!(std::fs::symlink_metadata(here.join("again/sub/link")).is_err());
-    let (code, _, told) = harness
-        .call(&["cp", "tools:no-such", &path(&here, "none")])
-        .unwrap();
-    assert_eq!(code, 2, "{told}");
+    for source in ["tools:no-such", "tools:in/sub/link"] {
+        let (code, _, told) = harness.call(&["cp", source, &path(&here, "none")]).unwrap();
+        assert_eq!(code, 2, "{source}: {told}");
+    }
     std::fs::remove_dir_all(&here).unwrap();
 }
 
