@@ -26,7 +26,8 @@ pub fn serve(answer: impl Answer) -> String {
     format!("http://{address}")
 }
 
-fn respond(mut connection: TcpStream, answer: &impl Answer) -> std::io::Result<()> {
+/// Answers one request.
+pub fn respond(mut connection: TcpStream, answer: &impl Answer) -> std::io::Result<()> {
     let mut reader = BufReader::new(connection.try_clone()?);
     let mut lines = reader.by_ref().lines();
     let request = lines.next().transpose()?.unwrap_or_default();

@@ -6,23 +6,29 @@
 #[path = "../src/fake_api.rs"]
 mod fake_api;
 
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::{Message, accept_hdr};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kubectl-sandbox");
 
 /// Runs the program; the test's name keeps its kubeconfig apart from those of others. The way to a server on this machine
 /// leads through no proxy.
 fn ran(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Output {
-    program(test, answer, arguments).output().unwrap()
+    program(test, &fake_api::serve(answer), arguments)
+        .output()
+        .unwrap()
 }
 
-fn program(test: &str, answer: impl fake_api::Answer, arguments: &[&str]) -> Command {
+fn program(test: &str, server: &str, arguments: &[&str]) -> Command {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-        "clusters": [{"name": "fake", "cluster": {"server": fake_api::serve(answer)}}],
+        "clusters": [{"name": "fake", "cluster": {"server": server}}],
         "users": [{"name": "fake", "user": {}}],
         "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": "ns"}}],
     });
@@ -152,7 +158,7 @@ fn top_fails_for_what_does_not_run_and_where_none_can_be_asked() {
 fn a_doctor_whom_nobody_hears_ends_quietly_and_one_who_sees_little_says_what_to_name() {
     let forbidden = |_: &str| refused(403, "Forbidden", "no");
     for format in [&["doctor", "--no-probe"][..], &["doctor", "-o", "json"]] {
-        let mut doctor = program("doctor", forbidden, format);
+        let mut doctor = program("doctor", &fake_api::serve(forbidden), format);
         let mut doctor = doctor
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -173,4 +179,44 @@ fn a_doctor_whom_nobody_hears_ends_quietly_and_one_who_sees_little_says_what_to_
     let (code, out, error) = told(&ran("doctor-blind", version, &["doctor"]));
     assert_eq!(code, Some(0), "{out}{error}");
     assert!(out.contains("with --image and --command"), "{out}");
+}
+
+/// A session whose steps print without end.
+#[allow(clippy::result_large_err, reason = "the handshake asks for this type")]
+fn endless(connection: TcpStream) {
+    let mut head = [0; 1024];
+    let length = connection.peek(&mut head).unwrap();
+    if !String::from_utf8_lossy(&head[..length]).contains("/exec?") {
+        let session = sandbox("tools", &json!({"runId": "", "podName": "tools-sb00000000"}));
+        fake_api::respond(connection, &move |_: &str| (200, session.to_string())).unwrap();
+        return;
+    }
+    let protocol = |_: &Request, mut response: Response| {
+        let v5 = "v5.channel.k8s.io".parse().unwrap();
+        response.headers_mut().insert("sec-websocket-protocol", v5);
+        Ok(response)
+    };
+    let mut socket = accept_hdr(connection, protocol).unwrap();
+    let piece = [&[1][..], &[b'y'; 4096]].concat();
+    while socket.send(Message::binary(piece.clone())).is_ok() {}
+}
+
+#[test]
+fn a_step_whose_output_nobody_reads_any_more_ends_quietly_with_141() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            std::thread::spawn(|| endless(connection.unwrap()));
+        }
+    });
+    let mut exec = program("unread", &server, &["exec", "tools", "--", "yes"]);
+    let mut exec = exec
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    exec.stdout.take().unwrap().read_exact(&mut [0; 8]).unwrap();
+    let (code, _, error) = told(&exec.wait_with_output().unwrap());
+    assert_eq!((code, error.as_str()), (Some(141), ""));
 }
