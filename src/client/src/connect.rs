@@ -229,7 +229,7 @@ mod tests {
                     "status": {"runId": "", "podName": "job-sb00000000"}});
                 let busy = json!({"status": "Failure", "code": 503, "reason": "ServiceUnavailable", "message": "no"});
                 let (code, body) = match (what, before) {
-                    (0, 1..) => (200, object),
+                    (_, 1..) => (200, object),
                     _ => (503, busy),
                 };
                 let answer = format!("HTTP/1.1 {code} x\r\nConnection: close\r\n\r\n{body}");
