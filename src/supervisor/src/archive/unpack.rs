@@ -184,13 +184,17 @@ mod tests {
     }
 
     fn entry(kind: Kind, path: &str, target: &str, content: &[u8]) -> Vec<u8> {
+        changed_at(1_000_000_000, kind, path, target, content)
+    }
+
+    fn changed_at(changed: u64, kind: Kind, path: &str, target: &str, content: &[u8]) -> Vec<u8> {
         let header = Header {
             kind,
             path: path.into(),
             target: target.into(),
             mode: 0o640,
             size: content.len() as u64,
-            changed: 1_000_000_000,
+            changed,
         };
         let mut blocks = header.blocks();
         blocks.extend(content);
@@ -237,6 +241,20 @@ mod tests {
         assert!(super::super::pack::pack(&from.0.join("none"), &mut Vec::new()).is_err());
         // Over what is there, too.
         unpack(&mut packed.as_slice(), &to.0).unwrap();
+    }
+
+    #[test]
+    fn a_file_keeps_its_time_and_one_without_is_of_now() {
+        let place = Place::new("times");
+        let begun = std::time::SystemTime::now() - Duration::from_secs(2);
+        let files = archive(&[
+            entry(Kind::File, "timed", "", b"x"),
+            changed_at(0, Kind::File, "untimed", "", b"x"),
+        ]);
+        unpack(&mut files.as_slice(), &place.0).unwrap();
+        let changed = |name: &str| std::fs::metadata(place.0.join(name)).unwrap().modified().unwrap();
+        assert_eq!(changed("timed"), UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+        assert!(changed("untimed") >= begun);
     }
 
     #[test]
