@@ -13,8 +13,8 @@ use crate::term::{self, shown};
 /// Copy a file or folder into a session, or out of it. One of both is NAME:PATH.
 ///
 /// Relative paths of a sandbox start at its workspace. Out of a sandbox come regular files and folders only: links and
-/// devices are left out and counted (what is itself one is an error), and nothing outside the target is written, whatever the sandbox sends. Each copy is
-/// a step.
+/// devices are left out and counted (what is itself one is an error), and nothing outside the target is written, whatever
+/// the sandbox sends. Each copy is a step.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kubectl sandbox cp ./data tools:data

@@ -20,7 +20,8 @@ use crate::schema;
 ///
 /// Both the API server's checks by the kinds' definitions and the operator's own are made. What only a cluster knows is
 /// not checked: whether the runtime class and Secrets exist, which addresses are the cluster's own, whether the object is
-/// there already and may be changed so, and what admission policies and quotas say. Exit code 1 if a policy can't be enforced or a sandbox would be rejected.
+/// there already and may be changed so, and what admission policies and quotas say. Exit code 1 if a policy can't be
+/// enforced or a sandbox would be rejected.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kubectl sandbox policy check policy.yaml

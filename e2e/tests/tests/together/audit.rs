@@ -25,6 +25,13 @@ impl Logged {
             .collect()
     }
 
+    /// What the script says that became of what it tried.
+    fn outcomes(&self) -> Value {
+        let mut lines = self.output.lines();
+        let outcomes = lines.find_map(|line| line.strip_prefix("RESULT "));
+        serde_json::from_str(outcomes.unwrap()).unwrap()
+    }
+
     /// Where the first record stands of which these fields have these values.
     fn place(&self, fields: &Value) -> usize {
         let fits = |record: &Value| {
@@ -150,11 +157,7 @@ async fn nothing_reaches_process_one_or_its_log() {
             "{class}: {result:?}\n{}",
             logged.output
         );
-        let outcomes = logged
-            .output
-            .lines()
-            .find_map(|line| line.strip_prefix("RESULT "));
-        let outcomes: Value = serde_json::from_str(outcomes.unwrap()).unwrap();
+        let outcomes = logged.outcomes();
         println!("{class}: {outcomes}");
         let is_traced = means == Means::Ptrace;
         let startup = names::PORT_STARTUP.to_string();
@@ -222,11 +225,7 @@ async fn what_can_not_be_read_is_not_done() {
             "{class}: {}",
             logged.output
         );
-        let outcomes = logged
-            .output
-            .lines()
-            .find_map(|line| line.strip_prefix("RESULT "));
-        let outcomes: Value = serde_json::from_str(outcomes.unwrap()).unwrap();
+        let outcomes = logged.outcomes();
         println!("{class}: {outcomes}");
         for (name, error) in [
             ("second message missing", "Bad address"),

@@ -261,21 +261,25 @@ impl Drop for Opened {
     }
 }
 
+fn reading(path: &Path, flags: i32) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 /// Opens for reading what is itself no link.
 fn open(path: &Path, flags: i32) -> io::Result<Opened> {
-    let reading = |path: &Path, flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = match reading(path, flags | libc::O_NOFOLLOW) {
+    match reading(path, flags | libc::O_NOFOLLOW) {
         // A folder may be listed and what is in it not be reached.
-        Ok(folder) if flags & libc::O_DIRECTORY != 0 && folder.metadata()?.mode() & 0o100 == 0 => None,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
-        opened => Some(opened?),
-    };
-    if let Some(file) = file {
-        return Ok(Opened {
+        Ok(file) if flags & libc::O_DIRECTORY == 0 || file.metadata()?.mode() & 0o100 != 0 => Ok(Opened {
             file,
             forbidding: None,
-        });
+        }),
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => open_forbidden(path, flags),
     }
+}
+
+/// Opens what its permissions forbid to read, by others for as long as it is open.
+fn open_forbidden(path: &Path, flags: i32) -> io::Result<Opened> {
     let found = reading(path, libc::O_PATH | libc::O_NOFOLLOW)?;
     let permissions = found.metadata()?.permissions();
     // Leads to just this one, whatever has its name.
